@@ -1,0 +1,255 @@
+"""Settings: a YAML profile, overridden by the environment, checked once and frozen.
+
+Read at the entry of a process and passed down; no other module reads `os.environ`. `configs/default.yaml` holds every
+key with its meaning; another profile is merged over it, and each key has an `AVATAR_` twin in the environment, nested
+keys joined by `__` (`AVATAR_QUEUE__MAX_QUEUED`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from tasks.profile import Engine, EngineTable
+
+ROOT = Path(__file__).resolve().parent
+
+ENGINE_ENVIRONMENT = (
+    "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_*", "NCCL_*", "HF_*", "TORCH*", "PYTORCH_*",
+    "TRITON_*", "OMP_NUM_THREADS", "LIVE_AVATAR_*",
+)  # fmt: skip
+"""Names of the variables that engines see of the service's environment; a trailing `*` stands for any rest."""
+
+
+class ConfigError(ValueError):
+    """The settings or the engine table cannot be used; the text says which key and why."""
+
+
+def _split(value: object) -> object:
+    """Lists come comma-separated from the environment and as lists from YAML."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _passthrough_name(name: str) -> str:
+    if not name or "*" in name[:-1] or "=" in name:
+        raise ValueError("a variable's name, or the beginning of one followed by a single `*`")
+    return name
+
+
+PassthroughName = Annotated[str, AfterValidator(_passthrough_name)]
+Names = Annotated[tuple[PassthroughName, ...], BeforeValidator(_split)]
+Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class QueueSettings(_Section):
+    max_queued: int = Field(1000, ge=0)
+
+
+class SlotSettings(_Section):
+    cpu: int = Field(1, ge=0)
+
+
+class EngineSettings(_Section):
+    table: Path = Path("configs/engines.yaml")
+    allow_fallback: bool = True
+
+
+class InputSettings(_Section):
+    folders: Folders = ()
+    max_image_bytes: int = Field(20 * 2**20, gt=0)
+    max_audio_bytes: int = Field(512 * 2**20, gt=0)
+    max_image_pixels: int = Field(40_000_000, ge=64 * 64)
+    max_audio_seconds: float = Field(10_800.0, ge=0.2)
+    decode_seconds: float = Field(120.0, gt=0)
+    decoders: int = Field(2, ge=1)
+    allow_urls: bool = True
+    fetch_seconds: float = Field(60.0, gt=0)
+    allowed_networks: Networks = ()
+
+
+class HttpSettings(_Section):
+    max_waiters: int = Field(64, ge=0)
+
+
+class RunnerSettings(_Section):
+    max_attempts: int = Field(2, ge=1)
+    heartbeat_seconds: float = Field(10.0, gt=0)
+    poll_seconds: float = Field(0.25, gt=0)
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Field by field described in `configs/default.yaml`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="AVATAR_", env_nested_delimiter="__", enable_decoding=False, frozen=True, extra="forbid",
+        nested_model_default_partial_update=True,
+    )  # fmt: skip
+
+    env: Literal["development", "production", "test"] = "development"
+    host: str = "127.0.0.1"
+    port: int = Field(5000, ge=0, le=65535)
+    data_dir: Path = Path("data")
+    database_url: str = ""
+    live_avatar_home: Path | None = Field(None, validation_alias="LIVE_AVATAR_HOME")
+    engine_env_passthrough: Names = ()
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    queue: QueueSettings = QueueSettings()
+    slots: SlotSettings = SlotSettings()
+    engines: EngineSettings = EngineSettings()
+    inputs: InputSettings = InputSettings()
+    http: HttpSettings = HttpSettings()
+    runner: RunnerSettings = RunnerSettings()
+
+    def model_post_init(self, context: Any) -> None:
+        object.__setattr__(self, "data_dir", self.data_dir.expanduser().absolute())
+        if not self.database_url:
+            object.__setattr__(self, "database_url", f"sqlite:///{self.data_dir / 'avatar.db'}")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The YAML arrives as init arguments, and the environment is stronger than it.
+        return env_settings, init_settings
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read the profile that AVATAR_CONFIG names (default `default`) and the environment into one frozen Settings.
+
+    `overrides` are merged over the profile, under the environment. Raises ConfigError naming the key.
+    """
+    values = _read_yaml(ROOT / "configs" / "default.yaml")
+    chosen = os.environ.get("AVATAR_CONFIG", "default")
+    if chosen != "default":
+        values = _merge(values, _read_yaml(_profile_path(chosen)))
+    values = _merge(values, overrides or {})
+    # A field with an alias is filled by its alias only, from whichever source.
+    if "live_avatar_home" in values:
+        values["LIVE_AVATAR_HOME"] = values.pop("live_avatar_home")
+    try:
+        _refuse_unknown_variables(os.environ)
+        return Settings(**values)
+    except ValidationError as error:
+        raise ConfigError(_first_errors(error, "settings")) from error
+
+
+def load_engines(settings: Settings) -> EngineTable:
+    """Read the engine table that the settings name. Raises ConfigError naming the engine, profile and key."""
+    path = _from_root(settings.engines.table)
+    raw = _read_yaml(path)
+    engines = [{"name": name, **_notes_as_pairs(body)} for name, body in (raw.get("engines") or {}).items()]
+    try:
+        parsed = TypeAdapter(tuple[Engine, ...]).validate_python(engines)
+    except ValidationError as error:
+        raise ConfigError(_first_errors(error, path.name)) from error
+    for engine in parsed:
+        _refuse_repeats(f"{path.name}: engine {engine.name}", [profile.name for profile in engine.profiles])
+    return EngineTable(tuple(engine for engine in parsed if engine.enabled))
+
+
+def engine_environment(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the part of the service's environment that engines may see: an allow-list plus the configured names."""
+    allowed = ENGINE_ENVIRONMENT + settings.engine_env_passthrough
+    source = os.environ if environ is None else environ
+    kept = {name: value for name, value in source.items() if any(fnmatchcase(name, pattern) for pattern in allowed)}
+    if settings.live_avatar_home is not None:
+        kept["LIVE_AVATAR_HOME"] = str(settings.live_avatar_home)
+    return kept
+
+
+def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+    """A misspelt AVATAR_ variable would otherwise be ignored in silence."""
+    own = {"AVATAR_CONFIG"} | _variables(Settings, "AVATAR_")
+    unknown = sorted(name for name in environ if name.startswith("AVATAR_") and name not in own)
+    unknown = [name for name in unknown if not name.startswith(("AVATAR_TEST_", "AVATAR_TASK_", "AVATAR_ATTEMPT"))]
+    if unknown:
+        raise ConfigError(f"unknown setting in the environment: {', '.join(unknown)} (see configs/default.yaml)")
+
+
+def _variables(model: type[BaseModel], prefix: str) -> set[str]:
+    names: set[str] = set()
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names |= _variables(kind, f"{prefix}{name.upper()}__")
+        else:
+            names.add(f"{prefix}{name.upper()}" if not info.validation_alias else str(info.validation_alias))
+    return names
+
+
+def environment_names() -> set[str]:
+    """Return the names of all variables that set something, for the documentation's check."""
+    return {"AVATAR_CONFIG"} | _variables(Settings, "AVATAR_")
+
+
+def _profile_path(chosen: str) -> Path:
+    named = ROOT / "configs" / f"{chosen}.yaml"
+    if "/" not in chosen and named.is_file():
+        return named
+    if Path(chosen).is_file():
+        return Path(chosen)
+    raise ConfigError(f"AVATAR_CONFIG: no profile {chosen!r} in configs/ and no such file")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top")
+    return loaded
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _notes_as_pairs(body: object) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise ConfigError("engines: each engine needs keys of its own")
+    notes = [{"code": code, "message": text} for code, text in (body.get("notes") or {}).items()]
+    return {**body, "notes": notes}
+
+
+def _refuse_repeats(where: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ConfigError(f"{where}: the name {name!r} is used twice")
+        seen.add(name)
+
+
+def _first_errors(error: ValidationError, where: str) -> str:
+    lines = [f"{where}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]]
+    return "; ".join(lines)
+
+
+def _from_root(path: Path) -> Path:
+    return path if path.is_absolute() else ROOT / path

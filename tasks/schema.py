@@ -1,0 +1,177 @@
+"""The tables, and how a database is opened.
+
+SQLite runs in WAL with synchronous=FULL: a 201 that was answered survives a power cut. Writers begin IMMEDIATE, so a
+transaction that read a row and then writes it cannot lose the lock in between. All times are integers, microseconds
+since the epoch: they sort and compare the same in every database.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    JSON, BigInteger, Boolean, Column, Connection, Engine, Float, Index, Integer, MetaData, String, Table, Text, create_engine,
+    event, inspect, select, text,
+)  # fmt: skip
+from sqlalchemy.engine import make_url
+from sqlalchemy.types import TypeDecorator
+
+HEAD = "0001"
+"""The newest migration; a test holds it against the migrations folder."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware UTC datetime, stored as integer microseconds since the epoch."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> int | None:
+        if value is None:
+            return None
+        since = value - _EPOCH
+        return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+    def process_result_value(self, value: int | None, dialect: Any) -> datetime | None:
+        return None if value is None else datetime.fromtimestamp(value // 1_000_000, UTC).replace(microsecond=value % 1_000_000)
+
+
+metadata = MetaData()
+
+_Sequence = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows only in a column typed INTEGER
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("seq", _Sequence, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("tenant", String(128), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("cancel_requested", Boolean, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("engine", String(64), nullable=False),
+    Column("profile", String(64), nullable=False),
+    Column("params", JSON, nullable=False),
+    Column("plan", JSON, nullable=False),
+    Column("adjustments", JSON, nullable=False),
+    Column("notes", JSON, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("submit_time", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+    Column("start_time", Instant),
+    Column("finish_time", Instant),
+    Column("work_seconds", Float, nullable=False),
+    Column("estimated_seconds", Float, nullable=False),
+    Column("phase", String(16), nullable=False),
+    Column("progress", Float, nullable=False),
+    Column("eta_seconds", Float),
+    Column("slot", String(64)),
+    Column("runner", JSON),
+    Column("heartbeat_at", Instant),
+    Column("failure", JSON),
+    Column("result", JSON),
+    Index("tasks_by_turn", "status", "priority", "seq"),
+    Index("tasks_of_tenant", "tenant", "seq"),
+    sqlite_autoincrement=True,
+)
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("deleted_at", Instant, nullable=False),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("tenant", String(128), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("task_id", String(64), nullable=False, index=True),
+    Column("answer", Text, nullable=False),
+    Column("expires_at", Instant),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("path", String(128), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("media", JSON, nullable=False),
+    Column("created_at", Instant, nullable=False),
+)
+
+estimates = Table(
+    "estimates",
+    metadata,
+    Column("profile", String(128), primary_key=True),
+    Column("samples", Integer, nullable=False),
+    Column("load_seconds", Float, nullable=False),
+    Column("rate_factor", Float, nullable=False),
+)
+
+
+def open_database(url: str) -> Engine:
+    """Return an engine for `url`; SQLite connections get the pragmas above, and `write=True` begins IMMEDIATE."""
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if make_url(url).get_backend_name() != "sqlite":
+        return create_engine(url, **options)
+    # One connection a thread at most; a burst of web threads must not fail for want of a connection.
+    engine = create_engine(url, connect_args={"timeout": 30.0, "check_same_thread": False}, pool_size=8, max_overflow=-1)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
+    connection.isolation_level = None  # the driver must not begin by itself: _begin_sqlite does
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    write = connection.get_execution_options().get("write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def migrate(engine: Engine, lock_file: Path) -> None:
+    """Bring the database to HEAD; several processes that start at once do it one after the other."""
+    if _current(engine) == HEAD:
+        return
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _current(engine) != HEAD:
+            _upgrade(engine)
+
+
+def _current(engine: Engine) -> str | None:
+    if not inspect(engine).has_table("alembic_version"):
+        return None
+    with engine.connect() as connection:
+        return connection.execute(select(text("version_num")).select_from(text("alembic_version"))).scalar()
+
+
+def _upgrade(engine: Engine) -> None:
+    # Alembic takes a fifth of a second to import, which a start on a current database need not pay.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with engine.execution_options(write=True).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

@@ -1,0 +1,338 @@
+"""The rows, and the verbs that change them. The row is the truth; everything else about a task is a hint.
+
+Every change of a task goes through `_write`: it names the status, version and attempt that were read, and raises
+LostRace when no row matches any more. Writers that only tell (`report`, `note_runner`) name the attempt: a runner that
+lost its attempt learns it from its next word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from tasks.estimate import Learned
+from tasks.model import Event, Facts, LostRace, Note, Phase, RunnerId, Status, Task, advance
+from tasks.rows import row_from_task, task_from_row
+from tasks.schema import estimates, idempotency_keys, migrate, open_database, tasks, tombstones, uploads
+
+IDEMPOTENCY_TTL = timedelta(hours=24)
+"""How long a key is kept after the end of its task."""
+
+
+class QueueFull(Exception):
+    """As many tasks wait as are allowed to."""
+
+
+class KeyReused(Exception):
+    """An idempotency key came again with another body."""
+
+
+class AlreadyAccepted(Exception):
+    """An idempotency key came again with the same body; `answer` is what the first call was answered."""
+
+    def __init__(self, answer: str) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    key: str
+    fingerprint: str  # sha256 of the validated request, hex
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What stands before a task that is submitted now: queued tasks, and their expected work in seconds."""
+
+    tasks: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A medium that was uploaded and found good. `path` is what clients pass on, `media` its facts."""
+
+    path: str
+    tenant: str
+    kind: str
+    sha256: str
+    size_bytes: int
+    media: dict[str, Any]
+    created_at: datetime
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Store:
+    """All reads and writes of one database. Safe to share between threads; not to carry over a fork."""
+
+    def __init__(self, url: str, lock_folder: Path, now: Callable[[], datetime] = utc_now) -> None:
+        self._engine = open_database(url)
+        self._writing = self._engine.execution_options(write=True)
+        self._now = now
+        migrate(self._engine, lock_folder / "migrate.lock")
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # --- accepting -----------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        prepare: Callable[[Backlog, datetime], Task],
+        answer: Callable[[Task, int], str],
+        *,
+        priority: int,
+        max_queued: int,
+        tenant: str,
+        key: IdempotencyKey | None = None,
+    ) -> Task:
+        """Insert the task that `prepare` makes of the queue as it is, and its idempotency key with the answer.
+
+        All in one transaction, so that the time, the position and the estimate are of the moment that counts. Raises
+        QueueFull; AlreadyAccepted or KeyReused where the key was seen.
+        """
+        with self._writing.begin() as db:
+            if key is not None:
+                self._check_key(db, tenant, key)
+            if self._count(db, Status.QUEUED) >= max_queued:
+                raise QueueFull
+            ahead = self._backlog(db, priority, before=None)
+            task = prepare(ahead, self._now())
+            seq = db.execute(insert(tasks).values(row_from_task(task)).returning(tasks.c.seq)).scalar_one()
+            task = replace(task, seq=seq)
+            if key is not None:
+                row = {"tenant": tenant, "key": key.key, "fingerprint": key.fingerprint, "task_id": task.id}
+                db.execute(insert(idempotency_keys).values(**row, answer=answer(task, ahead.tasks + 1), expires_at=None))
+            return task
+
+    def check_key(self, tenant: str, key: IdempotencyKey) -> None:
+        """Raise AlreadyAccepted or KeyReused where the key was seen; a look before work is spent on a request."""
+        with self._engine.begin() as db:
+            self._check_key(db, tenant, key)
+
+    def _check_key(self, db: Connection, tenant: str, key: IdempotencyKey) -> None:
+        seen = db.execute(
+            select(idempotency_keys).where(idempotency_keys.c.tenant == tenant, idempotency_keys.c.key == key.key)
+        ).first()
+        if seen is None:
+            return
+        if seen.fingerprint != key.fingerprint:
+            raise KeyReused
+        raise AlreadyAccepted(seen.answer)
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def get(self, task_id: str) -> Task | None:
+        with self._engine.begin() as db:
+            return self._read(db, task_id)
+
+    def get_with_backlog(self, task_id: str) -> tuple[Task, Backlog] | None:
+        """Return a task and, of the same moment, what stands before it in the queue (nothing once it started)."""
+        with self._engine.begin() as db:
+            task = self._read(db, task_id)
+            if task is None:
+                return None
+            return task, self._ahead_of(db, task)
+
+    def was_deleted(self, task_id: str, tenant: str) -> bool:
+        with self._engine.begin() as db:
+            found = select(tombstones.c.id).where(tombstones.c.id == task_id, tombstones.c.tenant == tenant)
+            return db.execute(found).first() is not None
+
+    def page(
+        self, tenant: str, statuses: Sequence[Status], limit: int, before_seq: int | None
+    ) -> list[tuple[Task, Backlog]]:
+        """Return up to `limit` of a tenant's tasks with their backlogs, newest first, older than `before_seq`."""
+        query = select(tasks).where(tasks.c.tenant == tenant).order_by(tasks.c.seq.desc()).limit(limit)
+        if statuses:
+            query = query.where(tasks.c.status.in_([status.value for status in statuses]))
+        if before_seq is not None:
+            query = query.where(tasks.c.seq < before_seq)
+        with self._engine.begin() as db:
+            found = [task_from_row(row) for row in db.execute(query)]
+            return [(task, self._ahead_of(db, task)) for task in found]
+
+    def queued(self, limit: int) -> list[Task]:
+        """Return the next `limit` queued tasks in the order of their turn."""
+        turn = select(tasks).where(tasks.c.status == Status.QUEUED.value)
+        turn = turn.order_by(tasks.c.priority.desc(), tasks.c.seq).limit(limit)
+        with self._engine.begin() as db:
+            return [task_from_row(row) for row in db.execute(turn)]
+
+    def processing(self) -> list[Task]:
+        with self._engine.begin() as db:
+            return [task_from_row(r) for r in db.execute(select(tasks).where(tasks.c.status == Status.PROCESSING.value))]
+
+    def counts(self) -> dict[Status, int]:
+        """Return how many tasks are queued and how many are processing."""
+        with self._engine.begin() as db:
+            return {status: self._count(db, status) for status in (Status.QUEUED, Status.PROCESSING)}
+
+    def known(self, task_ids: Sequence[str]) -> set[str]:
+        """Return those of `task_ids` that have a row."""
+        with self._engine.begin() as db:
+            return set(db.execute(select(tasks.c.id).where(tasks.c.id.in_(task_ids))).scalars())
+
+    # --- the life of a task --------------------------------------------------------------------------------------
+
+    def happen(self, task: Task, event: Event, facts: Facts | None = None) -> Task:
+        """Make `event` happen to `task` as the caller read it. Raises LostRace when it has changed since."""
+        after = advance(task, event, self._now(), facts)
+        with self._writing.begin() as db:
+            return self._write(db, task, after)
+
+    def finish(self, task_id: str, attempt: int, event: Event, facts: Facts, learned: Learned | None = None) -> Task:
+        """End an attempt that the caller owns, whatever was reported of it since it was read.
+
+        Raises LostRace when the attempt is no longer the caller's.
+        """
+        with self._writing.begin() as db:
+            task = self._owned(db, task_id, attempt)
+            if learned is not None:
+                self._learn(db, learned)
+            return self._write(db, task, advance(task, event, self._now(), facts))
+
+    def request_cancel(self, task: Task) -> Task:
+        """Flag a processing task to be cancelled. Raises LostRace when it has changed since it was read."""
+        if task.cancel_requested:
+            return task
+        after = replace(task, cancel_requested=True, version=task.version + 1, updated_at=self._told(task))
+        with self._writing.begin() as db:
+            return self._write(db, task, after)
+
+    def report(
+        self, task_id: str, attempt: int, *, phase: Phase, progress: float, eta_seconds: float, notes: Sequence[Note] = ()
+    ) -> Task:
+        """Tell how far an attempt is. Raises LostRace when the attempt is no longer the caller's."""
+        with self._writing.begin() as db:
+            task = self._owned(db, task_id, attempt)
+            now = self._now()
+            after = replace(
+                task, phase=phase, progress=max(task.progress, min(progress, 1.0)), eta_seconds=max(eta_seconds, 0.0),
+                notes=task.notes + tuple(notes), version=task.version + 1, updated_at=now, heartbeat_at=now,
+            )  # fmt: skip
+            return self._write(db, task, after)
+
+    def beat(self, task_id: str, attempt: int) -> None:
+        """Say that an attempt's runner lives. Nothing that clients see changes. Raises LostRace like `report`."""
+        owned = and_(tasks.c.id == task_id, tasks.c.attempt == attempt, tasks.c.status == Status.PROCESSING.value)
+        with self._writing.begin() as db:
+            if db.execute(update(tasks).where(owned).values(heartbeat_at=self._now())).rowcount != 1:
+                raise LostRace
+
+    def note_runner(self, task_id: str, attempt: int, runner: RunnerId) -> None:
+        """Record which process owns an attempt. Raises LostRace when the attempt is over."""
+        owned = and_(tasks.c.id == task_id, tasks.c.attempt == attempt, tasks.c.status == Status.PROCESSING.value)
+        with self._writing.begin() as db:
+            if db.execute(update(tasks).where(owned).values(runner=asdict(runner))).rowcount != 1:
+                raise LostRace
+
+    def delete(self, task: Task) -> None:
+        """Remove an ended task's record and leave its tombstone. Raises LostRace when it has changed."""
+        if not task.status.ended:
+            raise ValueError("only an ended task can be deleted")
+        with self._writing.begin() as db:
+            gone = db.execute(delete(tasks).where(tasks.c.id == task.id, tasks.c.version == task.version))
+            if gone.rowcount != 1:
+                raise LostRace
+            db.execute(insert(tombstones).values(id=task.id, tenant=task.tenant, deleted_at=self._now()))
+            keep_until = (task.finish_time or self._now()) + IDEMPOTENCY_TTL
+            mine = update(idempotency_keys).where(idempotency_keys.c.task_id == task.id)
+            db.execute(mine.values(expires_at=keep_until))
+
+    def forget_old_keys(self) -> int:
+        """Remove idempotency keys whose task ended more than a day ago; return how many."""
+        now = self._now()
+        ended = select(tasks.c.id).where(tasks.c.finish_time < now - IDEMPOTENCY_TTL)
+        old = or_(idempotency_keys.c.expires_at < now, idempotency_keys.c.task_id.in_(ended))
+        with self._writing.begin() as db:
+            return db.execute(delete(idempotency_keys).where(old)).rowcount
+
+    # --- uploads and estimates -----------------------------------------------------------------------------------
+
+    def add_upload(self, upload: Upload) -> None:
+        with self._writing.begin() as db:
+            db.execute(insert(uploads).values(asdict(upload)))
+
+    def upload(self, path: str, tenant: str) -> Upload | None:
+        with self._engine.begin() as db:
+            row = db.execute(select(uploads).where(uploads.c.path == path, uploads.c.tenant == tenant)).first()
+            return None if row is None else Upload(**row._mapping)
+
+    def learned(self, profile: str) -> Learned | None:
+        """Return what finished tasks taught about a profile (`engine/profile`)."""
+        with self._engine.begin() as db:
+            return self._learned(db, profile)
+
+    # --- parts ---------------------------------------------------------------------------------------------------
+
+    def _read(self, db: Connection, task_id: str) -> Task | None:
+        row = db.execute(select(tasks).where(tasks.c.id == task_id)).first()
+        return None if row is None else task_from_row(row)
+
+    def _owned(self, db: Connection, task_id: str, attempt: int) -> Task:
+        task = self._read(db, task_id)
+        if task is None or task.status is not Status.PROCESSING or task.attempt != attempt:
+            raise LostRace
+        return task
+
+    def _write(self, db: Connection, before: Task, after: Task) -> Task:
+        as_read = and_(
+            tasks.c.id == before.id, tasks.c.status == before.status.value, tasks.c.version == before.version,
+            tasks.c.attempt == before.attempt,
+        )  # fmt: skip
+        if db.execute(update(tasks).where(as_read).values(row_from_task(after))).rowcount != 1:
+            raise LostRace
+        return after
+
+    def _told(self, task: Task) -> datetime:
+        """The ETA counts from updated_at, so a write that says nothing of the ETA must not move it."""
+        return task.updated_at
+
+    def _count(self, db: Connection, status: Status) -> int:
+        return db.execute(select(func.count()).select_from(tasks).where(tasks.c.status == status.value)).scalar_one()
+
+    def _ahead_of(self, db: Connection, task: Task) -> Backlog:
+        if task.status is not Status.QUEUED:
+            return Backlog(0, 0.0)
+        return self._backlog(db, int(task.priority), before=task.seq)
+
+    def _backlog(self, db: Connection, priority: int, before: int | None) -> Backlog:
+        """What waits before a task of `priority` numbered `before` (None: a new one), and what still runs."""
+        same = tasks.c.priority == priority
+        if before is not None:
+            same = and_(same, tasks.c.seq < before)
+        waiting = and_(tasks.c.status == Status.QUEUED.value, or_(tasks.c.priority > priority, same))
+        number, seconds = db.execute(
+            select(func.count(), func.coalesce(func.sum(tasks.c.work_seconds), 0.0)).where(waiting)
+        ).one()
+        running = select(tasks.c.updated_at, tasks.c.eta_seconds).where(tasks.c.status == Status.PROCESSING.value)
+        now = self._now()
+        left = (max(0.0, (row.eta_seconds or 0.0) - (now - row.updated_at).total_seconds()) for row in db.execute(running))
+        return Backlog(number, float(seconds) + sum(left))
+
+    def _learned(self, db: Connection, profile: str) -> Learned | None:
+        row = db.execute(select(estimates).where(estimates.c.profile == profile)).first()
+        return None if row is None else Learned(**row._mapping)
+
+    def _learn(self, db: Connection, new: Learned) -> None:
+        known = self._learned(db, new.profile)
+        merged = asdict(known.merged(new) if known else new)
+        if known is None:
+            try:
+                with db.begin_nested():
+                    db.execute(insert(estimates).values(merged))
+                return
+            except IntegrityError:
+                pass  # another runner's first sample of this profile came between; overwrite it below
+        db.execute(update(estimates).where(estimates.c.profile == new.profile).values(merged))
