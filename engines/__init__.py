@@ -1,0 +1,1 @@
+"""What makes videos: programs that the service runs through scripts, never imports."""

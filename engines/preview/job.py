@@ -1,0 +1,102 @@
+"""One preview from its inputs to the published file. Knows no arguments, environment or signals: see main.py."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.preview.errors import BadInput
+from engines.preview.meter import MeterScene
+from engines.preview.portrait import Pixels, fit, open_portrait
+from engines.preview.progress import Progress
+from engines.preview.recording import Recording
+from engines.preview.render import Scene, drawn
+from engines.preview.speech import listen
+from engines.preview.video import Format, Video
+from utils.plan import VideoPlan, plan_video
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one preview is made of; `size` is a key of utils.plan.SIZES."""
+
+    image: Path
+    audio: Path
+    size: str
+    num_clip: int
+    seed: int
+    output_dir: Path
+    format: Format = "mp4"
+
+
+def make_preview(job: Job, progress: Progress, check: Callable[[], None]) -> Path:
+    """Make the video and return its path; `check` is called often and may raise to end the work.
+
+    The file appears under its final name only when it is whole. Raises BadInput.
+    """
+    started = time.monotonic()
+    progress.phase("preparing", 0, 0)
+    rgb = open_portrait(job.image)
+    with Recording(job.audio) as recording:
+        plan = _plan(job, rgb, recording)
+        scene = _scene(job, rgb, recording, plan, progress, check)
+        path = _write(job, plan, scene, recording, progress, check)
+    took = time.monotonic() - started
+    speed = plan.video_seconds / took
+    progress.log(f"made {plan.frames} frames ({plan.video_seconds:.2f} s) in {took:.2f} s: {speed:.1f} x real time")
+    return path
+
+
+def _plan(job: Job, rgb: Pixels, recording: Recording) -> VideoPlan:
+    height, width = rgb.shape[:2]
+    try:
+        return plan_video(
+            size=job.size,
+            num_clip=job.num_clip,
+            image_width=width,
+            image_height=height,
+            audio_seconds=recording.seconds,
+        )
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+def _scene(
+    job: Job, rgb: Pixels, recording: Recording, plan: VideoPlan, progress: Progress, check: Callable[[], None]
+) -> Scene:
+    picture = fit(rgb, plan.width, plan.height)
+    speech = listen(recording, plan.frames, plan.fps, check)
+    progress.note("no_face", "No face was found: the video shows the portrait with a speech meter.")
+    return MeterScene(picture, speech, plan, job.seed)
+
+
+def _write(
+    job: Job,
+    plan: VideoPlan,
+    scene: Scene,
+    recording: Recording,
+    progress: Progress,
+    check: Callable[[], None],
+) -> Path:
+    job.output_dir.mkdir(parents=True, exist_ok=True)
+    # Not a video's suffix: whoever looks for the result must never find half of one.
+    unfinished = job.output_dir / f".unfinished-{os.getpid()}.part"
+    try:
+        with (
+            Video(unfinished, job.format, plan, recording) as video,
+            drawn(scene, plan.frames, video.frame) as frames,
+        ):
+            for done, frame in enumerate(frames, start=1):
+                check()
+                video.write(frame)
+                progress.phase("generating", done, plan.frames)
+            progress.phase("encoding", plan.frames, plan.frames)
+            video.close()
+        final = job.output_dir / f"video.{job.format}"
+        unfinished.replace(final)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return final
