@@ -1,0 +1,278 @@
+"""Files named by strangers and files written by the service: open, save, link, replace, remove.
+
+Theory: a path is checked by walking it. Every component is opened relative to the descriptor of the one before, without
+following links, and the caller reads from the descriptor that was checked; between a check of a *name* and its use
+another process can exchange what the name means. Files the service writes appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol
+
+NOT_THERE = "there is no such file in the folders this service may read"
+"""One sentence for absent, forbidden and odd alike: an answer must not tell which files exist."""
+
+MAX_PATH_BYTES = 4096
+MAX_DEPTH = 64
+_CHUNK = 1 << 18
+_FILE_MODE = 0o640
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EISDIR,
+            errno.ENXIO, errno.ENODEV, errno.EINVAL)  # fmt: skip
+_NO_LINKS_HERE = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+class PathRefused(ValueError):
+    """The path names nothing that a caller may read. The text is for the user and holds no path."""
+
+    def __init__(self) -> None:
+        super().__init__(NOT_THERE)
+
+
+class TooLarge(ValueError):
+    """The stream holds more bytes than allowed. The text is for the user."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"the file is larger than {readable_bytes(max_bytes)}")
+        self.max_bytes = max_bytes
+
+
+class StorageFull(OSError):
+    """No room is left on the disk, or the quota is used up (ENOSPC, EDQUOT)."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENOSPC, "no storage is left")
+
+
+class Readable(Protocol):
+    """What `save_stream` reads from: at most `size` bytes a call, empty at the end."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SavedFile:
+    """What was written: the number of bytes and their SHA-256 in lower-case hex."""
+
+    size_bytes: int
+    sha256: str
+
+
+def readable_bytes(count: int) -> str:
+    """Return `count` bytes as a person writes it: `20 MiB`, `1.5 KiB`, `300 bytes`."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{count} bytes"
+
+
+# -- reading what a request names ----------------------------------------------------------------------------------
+
+
+def open_under(folder: Path, relative: str) -> BinaryIO:
+    """Open the regular file `relative` below `folder` for reading.
+
+    No component below `folder` may be a link, `..` or a mount of devices; FIFOs and devices are never waited for.
+    Raises PathRefused; other OSErrors (descriptors used up, a failing disk) pass.
+    """
+    parts = _safe_parts(relative)
+    try:
+        with contextlib.ExitStack() as opened:
+            here = _keep(opened, os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            for part in parts[:-1]:
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                here = _keep(opened, os.open(part, flags, dir_fd=here))
+            # O_NONBLOCK: the open of a FIFO without a writer would otherwise never return.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            return _regular(os.open(parts[-1], flags, dir_fd=here))
+    except OSError as error:
+        if error.errno in _REFUSED:
+            raise PathRefused from None
+        raise
+
+
+def open_allowed(folders: Sequence[Path], path: str) -> BinaryIO:
+    """Open the regular file that `path` names: absolute under one of `folders`, or relative to one of them.
+
+    The first folder that has it wins. Raises PathRefused with the same text whether it is absent or forbidden.
+    """
+    for folder in folders:
+        relative = _relative_to(folder, path)
+        if relative is None:
+            continue
+        with contextlib.suppress(PathRefused):
+            return open_under(folder, relative)
+    raise PathRefused
+
+
+def _safe_parts(relative: str) -> tuple[str, ...]:
+    try:
+        encoded = os.fsencode(relative)
+    except UnicodeEncodeError:
+        raise PathRefused from None
+    pieces = relative.split("/")
+    bad = any(piece in ("", ".", "..") or len(os.fsencode(piece)) > 255 for piece in pieces)
+    if bad or b"\0" in encoded or len(encoded) > MAX_PATH_BYTES or len(pieces) > MAX_DEPTH:
+        raise PathRefused
+    return tuple(pieces)
+
+
+def _relative_to(folder: Path, path: str) -> str | None:
+    if not path.startswith("/"):
+        return path
+    prefix = str(PurePosixPath(folder)).rstrip("/") + "/"
+    return path.removeprefix(prefix) if path.startswith(prefix) else None
+
+
+def _keep(opened: contextlib.ExitStack, descriptor: int) -> int:
+    opened.callback(os.close, descriptor)
+    return descriptor
+
+
+def _regular(descriptor: int) -> BinaryIO:
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise PathRefused
+
+
+# -- writing -------------------------------------------------------------------------------------------------------
+
+
+def save_stream(stream: Readable, destination: Path, max_bytes: int) -> SavedFile:
+    """Write all of `stream` to the new file `destination`, durably, and say what was written.
+
+    Raises TooLarge past `max_bytes`, StorageFull, FileExistsError, and whatever the stream raises. Except where the
+    file existed before, nothing is left behind.
+    """
+    digest, size = hashlib.sha256(), 0
+    with _storage(), created(destination) as file:
+        while chunk := stream.read(_CHUNK):
+            size += len(chunk)
+            if size > max_bytes:
+                raise TooLarge(max_bytes)
+            digest.update(chunk)
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(destination.parent)
+    return SavedFile(size, digest.hexdigest())
+
+
+@contextlib.contextmanager
+def created(destination: Path) -> Iterator[BinaryIO]:
+    """Create `destination`, which must not exist, for writing; remove it again when the block fails in any way."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(destination, flags, _FILE_MODE)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+    except BaseException:
+        destination.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _storage() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL and not isinstance(error, StorageFull):
+            raise StorageFull from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable: a new file is lost in a power cut until its folder is written."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(source: Path, destination: Path) -> None:
+    """Give `source` the second name `destination`; copy it where the filesystem gives no hard links.
+
+    `destination` must not exist. Raises StorageFull, FileExistsError, FileNotFoundError.
+    """
+    with _storage():
+        try:
+            os.link(source, destination, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS_HERE:
+                raise
+        else:
+            return
+        with source.open("rb") as reading, created(destination) as writing:
+            shutil.copyfileobj(reading, writing, _CHUNK)
+            writing.flush()
+            os.fsync(writing.fileno())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`, so that a reader, or a machine that lost power, sees the old or the new, never a part.
+
+    Raises StorageFull; then the old content stands.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    with _storage(), created(temporary) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        # Inside the block, so that a rename that fails takes the temporary file with it.
+        temporary.rename(path)
+    sync_folder(path.parent)
+
+
+def stored_name(suffix: str) -> str:
+    """Return a new name nobody can guess, `[a-z0-9]{32}` and `suffix` (`.png`); nothing of the user's is in it.
+
+    Raises ValueError for a suffix that is not a dot and 1 to 8 of `[a-z0-9]`.
+    """
+    if not re.fullmatch(r"\.[a-z0-9]{1,8}", suffix):
+        raise ValueError(f"{suffix!r} is not a suffix of a stored file")
+    return secrets.token_hex(16) + suffix
+
+
+# -- removing ------------------------------------------------------------------------------------------------------
+
+
+def remove_tree(path: Path) -> None:
+    """Remove `path` and all below it. Links are removed, never followed; what is already gone is fine."""
+    try:
+        if stat.S_ISDIR(path.lstat().st_mode):
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except FileNotFoundError:
+        # A second remover (sweep and DELETE at once) took part of it: go on until nothing is left.
+        if os.path.lexists(path):
+            remove_tree(path)
+
+
+def sweep(folder: Path, older_than_seconds: float, keep: Callable[[Path], bool]) -> list[Path]:
+    """Remove the entries of `folder` last changed more than `older_than_seconds` ago, but those `keep` wants.
+
+    Returns what was removed. A modification time in the future counts as new, so a clock set back removes nothing.
+    """
+    removed = []
+    now = time.time()
+    for path in sorted(folder.iterdir()):
+        with contextlib.suppress(FileNotFoundError):
+            if now - path.lstat().st_mtime > older_than_seconds and not keep(path):
+                remove_tree(path)
+                removed.append(path)
+    return removed
