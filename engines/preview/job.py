@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.preview.errors import BadInput
+from engines.preview.face import find_face
 from engines.preview.meter import MeterScene
 from engines.preview.portrait import Pixels, fit, open_portrait
 from engines.preview.progress import Progress
-from engines.preview.recording import Recording
+from engines.preview.recording import Recording, open_recording
 from engines.preview.render import Scene, drawn
 from engines.preview.speech import listen
+from engines.preview.talking import TalkingScene
 from engines.preview.video import Format, Video
 from utils.plan import VideoPlan, plan_video
 
@@ -40,7 +42,7 @@ def make_preview(job: Job, progress: Progress, check: Callable[[], None]) -> Pat
     started = time.monotonic()
     progress.phase("preparing", 0, 0)
     rgb = open_portrait(job.image)
-    with Recording(job.audio) as recording:
+    with open_recording(job.audio) as recording:
         plan = _plan(job, rgb, recording)
         scene = _scene(job, rgb, recording, plan, progress, check)
         path = _write(job, plan, scene, recording, progress, check)
@@ -69,8 +71,15 @@ def _scene(
 ) -> Scene:
     picture = fit(rgb, plan.width, plan.height)
     speech = listen(recording, plan.frames, plan.fps, check)
-    progress.note("no_face", "No face was found: the video shows the portrait with a speech meter.")
-    return MeterScene(picture, speech, plan, job.seed)
+    progress.phase("loading_model", 0, 0)
+    face = find_face(picture, check)
+    if face is None:
+        progress.note("no_face", "No face was found in the portrait: the video shows it with a speech meter.")
+        return MeterScene(picture, speech, plan, job.seed)
+    progress.log(f"face found by the {face.stage} search, presence {face.presence:.2f}")
+    if face.stage == "weak":
+        progress.note("weak_face", "The face was found with little certainty: its mouth moves, its eyes do not blink.")
+    return TalkingScene(picture, face, speech, plan, job.seed)
 
 
 def _write(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +17,8 @@ from PIL import Image
 
 from engines.preview.errors import BadInput
 
-Pixels = NDArray[np.uint8]
+Pixels = NDArray[Any]
+"""uint8; cv2 and numpy do not say so in their types."""
 
 MAX_PIXELS = 64_000_000
 PAPER = (255, 255, 255)

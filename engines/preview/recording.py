@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import wave
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,32 +15,33 @@ from engines.preview.errors import BadInput
 Samples = NDArray[np.int16]
 RATES = range(4_000, 48_001)
 
+HEADER_BYTES = 44
+
+
+@contextmanager
+def open_recording(path: Path) -> Iterator[Recording]:
+    """Give the recording at `path`. Raises BadInput when it is not 16-bit PCM WAV of 1 or 2 channels at 4 to 48 kHz."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("rb"))
+            recording = Recording(stack.enter_context(wave.open(file)), path.stat().st_size - HEADER_BYTES)
+        except (OSError, EOFError, wave.Error) as error:
+            raise BadInput(f"cannot read the recording as WAV: {error or 'it is cut short'}") from error
+        yield recording
+
 
 class Recording:
     """A WAV file of 1 or 2 channels at up to 48 kHz; `length` is counted in samples of one channel.
 
-    Raises BadInput for anything else. The length is what the file holds, not what its header says: a header may
-    promise 4 GB that never come.
+    The length is what the file holds, not what its header says: a header may promise 4 GB that never come.
     """
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self._file = path.open("rb")  # noqa: SIM115 (closed by __exit__)
-            self._wave = wave.open(self._file)
-            self.rate, self.channels = self._wave.getframerate(), self._wave.getnchannels()
-            if self._wave.getsampwidth() != 2 or self.channels not in (1, 2) or self.rate not in RATES:
-                raise BadInput("the recording is not 16-bit PCM WAV with 1 or 2 channels at 4 to 48 kHz")
-            held = (path.stat().st_size - 44) // (2 * self.channels)
-            self.length = min(self._wave.getnframes(), held)
-        except (OSError, EOFError, wave.Error) as error:
-            raise BadInput(f"cannot read the recording as WAV: {error or 'it is cut short'}") from error
-
-    def __enter__(self) -> Recording:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._wave.close()
-        self._file.close()
+    def __init__(self, file: wave.Wave_read, held_bytes: int) -> None:
+        self._wave = file
+        self.rate, self.channels = file.getframerate(), file.getnchannels()
+        if file.getsampwidth() != 2 or self.channels not in (1, 2) or self.rate not in RATES:
+            raise BadInput("the recording is not 16-bit PCM WAV with 1 or 2 channels at 4 to 48 kHz")
+        self.length: int = min(file.getnframes(), held_bytes // (2 * self.channels))
 
     @property
     def seconds(self) -> float:

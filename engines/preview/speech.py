@@ -16,13 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.preview.recording import Recording
 
-Curve = NDArray[np.float32]
+Curve = NDArray[Any]
+"""float32; cv2 and numpy do not say so in their types."""
 
 WINDOW_SECONDS = 0.064
 BLOCK_FRAMES = 250
@@ -63,7 +65,7 @@ def listen(recording: Recording, frames: int, fps: int, pause: Callable[[], None
     return _drive(_Features(*(np.ascontiguousarray(column) for column in table.T)))
 
 
-def _measure(recording: Recording, first: int, last: int, fps: int) -> NDArray[np.float32]:
+def _measure(recording: Recording, first: int, last: int, fps: int) -> Curve:
     """Return (last - first, 4) raw features of the frames first..last."""
     rate = recording.rate
     size = round(WINDOW_SECONDS * rate)
@@ -77,7 +79,7 @@ def _measure(recording: Recording, first: int, last: int, fps: int) -> NDArray[n
     power *= (2 / hann.sum()) ** 2 / 1.5
     hertz = np.fft.rfftfreq(size, 1 / rate)
 
-    def band(low: float, high: float) -> NDArray[np.float32]:
+    def band(low: float, high: float) -> Curve:
         return np.asarray(power[:, (hertz >= low) & (hertz < high)].sum(axis=1) + 1e-12, np.float32)
 
     high, low = band(500, 1100), band(150, 450)

@@ -1,0 +1,255 @@
+"""Pictures of the mouth region for any opening and width, made from the one portrait.
+
+The theory. In the mouth's own axes (p corner to corner, q down) two curves bound the gap between the lips: `upper(p)`
+and `lower(p)`. A mouth shape moves them apart: the upper lip takes a fifth, the lower lip the rest, the chin follows
+with 80 % of the lower lip and carries the jaw with it; down the neck and out at the jaw's sides the movement dies out.
+For each pixel of the new picture the formulas give where in the portrait it came from (a backward map without seams:
+the only break is the gap itself). What the gap uncovers is painted: the portrait's own teeth, hung from the upper lip,
+where it shows any; else teeth, tongue and darkness in the light of the portrait's cheeks.
+
+A triangle mesh was tried first for this and left specks along the lips, and one seam a triangle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from engines.preview.face import Points
+from engines.preview.local import Axes, Box, Grid, smooth
+from engines.preview.portrait import Pixels
+
+UPPER_INNER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
+LOWER_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
+UPPER_OUTER, LOWER_OUTER, NOSE_BASE, CHIN = 0, 17, 2, 152
+JAW_SIDES = (172, 397)
+CHEEKS = (50, 280, 205, 425)
+
+UPPER_SHARE, CHIN_SHARE, CORNER_SHARE = 0.2, 0.8, 0.12
+WIDEN, ROUND = 0.085, 0.05
+OWN_GAP = 0.06
+"""Above this part of the mouth's width the portrait's own mouth counts as open."""
+
+NEUTRAL_SKIN = np.array([205, 160, 138], np.float32)
+TEETH = np.array([226, 217, 205], np.float32)
+TONGUE = np.array([150, 74, 74], np.float32)
+DEEP = np.array([42, 16, 16], np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One mouth: `gap` between the lips in pixels, `scale` of its width."""
+
+    gap: float
+    scale: float
+
+
+class Mouth:
+    """The mouth region of one portrait: `box` is what changes, `picture(open, wide)` shows it."""
+
+    def __init__(self, rgb: Pixels, points: Points) -> None:
+        self._rgb = rgb
+        self._axes = axes = Axes.between(points[UPPER_INNER[0]], points[UPPER_INNER[-1]])
+        self._half = axes.half
+        self._own = _Gap(axes.local(points[list(UPPER_INNER)]), axes.local(points[list(LOWER_INNER)]), self._half)
+        self._least, self._most = self._gaps()
+        marks = axes.local(points[[NOSE_BASE, UPPER_OUTER, LOWER_OUTER, CHIN]])[:, 1]
+        self._nose, self._lip_top, self._lip_bottom, self._chin = self._ordered(marks)
+        sides = axes.local(points[list(JAW_SIDES)])[:, 0]
+        self._reach = max(-float(sides[0]), 1.4 * self._half), max(float(sides[1]), 1.4 * self._half)
+        self.box = self._region(*rgb.shape[1::-1])
+        x, y = self.box.pixels()
+        local = axes.local(np.stack([x, y], axis=-1))
+        self._p, self._q = np.ascontiguousarray(local[..., 0]), np.ascontiguousarray(local[..., 1])
+        self._weights = _Weights.make(self)
+        self._light = _light(rgb, points)
+
+    @property
+    def travel(self) -> float:
+        """Return how many pixels the gap grows from shut to wide open."""
+        return self._most - self._least
+
+    def picture(self, opened: float, wide: float) -> Pixels:
+        """Return the box's pixels (height, width, 3) with the mouth `opened` 0..1 and `wide` -1..1."""
+        shape = Shape(self._least + opened * self.travel, 1 + WIDEN * wide - ROUND * opened)
+        return self._draw(shape)
+
+    def _gaps(self) -> tuple[float, float]:
+        own, width = self._own.size, 2 * self._half
+        if own < OWN_GAP * width:
+            return 0.0, 0.3 * width
+        return 0.12 * own, max(0.3 * width, min(own, 0.55 * width))
+
+    def _ordered(self, marks: Grid) -> tuple[float, float, float, float]:
+        """Return nose, top of the upper lip, bottom of the lower lip and chin (q), kept apart on odd faces."""
+        half = self._half
+        top = min(float(marks[1]), -0.12 * half)
+        nose = min(float(marks[0]), top - 0.2 * half)
+        bottom = max(float(marks[2]), self._own.size + 0.12 * half)
+        chin = max(float(marks[3]), bottom + 0.5 * half)
+        return nose, top, bottom, chin
+
+    def _region(self, width: int, height: int) -> Box:
+        left, right = 1.1 * max(self._reach[0], 2.2 * self._half), 1.1 * max(self._reach[1], 2.2 * self._half)
+        p = np.array([-left, right, -left, right], np.float32)
+        q = np.array([self._nose, self._nose, self._end, self._end], np.float32)
+        return Box.around(np.stack(self._axes.picture(p, q), axis=1), width, height)
+
+    @property
+    def _end(self) -> float:
+        """Return where down the neck (q) the movement has died out."""
+        return self._chin + 0.5 * (self._chin - self._lip_top)
+
+    def _draw(self, shape: Shape) -> Pixels:
+        weights, own = self._weights, self._own
+        drop = self._limited((1 - UPPER_SHARE) * (shape.gap - own.size))
+        jaw = CHIN_SHARE * drop
+        p = self._p * (1 + (1 / shape.scale - 1) * weights.width)
+        q = self._q - CORNER_SHARE * jaw * weights.corner
+        upper, lower, rise, fall = self._curves(p, shape)
+        below = smooth((q - lower) / (1.2 * (self._lip_bottom - own.size) + 0.35 * self._half))
+        down = (fall + (jaw * weights.jaw - fall) * below) * weights.neck
+        shift = np.where(q < (upper + lower) / 2, rise * weights.nose, down)
+        x, y = self._axes.picture(p, q - shift)
+        skin = cv2.remap(self._rgb, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        self._paint(skin, p, q, upper, lower)
+        return skin
+
+    def _limited(self, drop: float) -> float:
+        """Keep the chin's way well under the stretch of neck it folds into, or the neck would turn over."""
+        most = 0.45 * (self._end - self._chin) / CHIN_SHARE
+        return max(-most, min(drop, most))
+
+    def _curves(self, p: Grid, shape: Shape) -> tuple[Grid, Grid, Grid, Grid]:
+        """Return the new upper and lower curve at `p`, and how far each has moved."""
+        own = self._own
+        table = np.linspace(-self._half, self._half, 65, dtype=np.float32)
+        had_upper, had_lower = own.at(table)
+        had = had_lower - had_upper
+        ideal = np.maximum(1 - (table / self._half) ** 2, 0) ** np.float32(0.7)
+        like_own = min(1.0, own.size / max(shape.gap, 1e-3)) if own.size > OWN_GAP * 2 * self._half else 0.0
+        profile = like_own * had / max(own.size, 1e-3) + (1 - like_own) * ideal
+        change = shape.gap * profile - had
+        # A shut mouth keeps its own line: the mesh sees a gap of a fraction of a pixel in it.
+        if own.size <= OWN_GAP * 2 * self._half:
+            change = shape.gap * ideal
+        rise, fall = -UPPER_SHARE * change, (1 - UPPER_SHARE) * change
+        columns = (had_upper + rise, had_lower + fall, rise, fall)
+        return tuple(_look_up(p, self._half, column) for column in columns)  # type: ignore[return-value]
+
+    def _paint(self, skin: Pixels, p: Grid, q: Grid, upper: Grid, lower: Grid) -> None:
+        """Paint the inside of the mouth over `skin` where the lips are apart."""
+        cover = np.clip(q - upper + 0.5, 0, 1) * np.clip(lower - q + 0.5, 0, 1) * np.clip(lower - upper - 0.3, 0, 1)
+        rows, columns = np.flatnonzero(cover.any(axis=1)), np.flatnonzero(cover.any(axis=0))
+        if not len(rows):
+            return
+        part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        inside = self._inside(p[part], q[part], upper[part], lower[part])
+        alpha = cover[part][..., None]
+        skin[part] = np.clip(skin[part] * (1 - alpha) + inside * alpha + 0.5, 0, 255).astype(np.uint8)
+
+    def _inside(self, p: Grid, q: Grid, upper: Grid, lower: Grid) -> Grid:
+        made = self._made_up(p, q, upper, lower)
+        own = self._own
+        if own.size < max(2.0, OWN_GAP * 2 * self._half):
+            return made
+        own_upper, own_lower = (_look_up(p, self._half, column) for column in own.table)
+        from_q = q - upper + own_upper
+        x, y = self._axes.picture(p, from_q)
+        teeth = cv2.remap(self._rgb, x, y, cv2.INTER_LINEAR).astype(np.float32)
+        room = max(1.0, 0.15 * own.size)
+        known = smooth((own_lower - from_q - 0.5) / room)[..., None]
+        return teeth * known + made * (1 - known)
+
+    def _made_up(self, p: Grid, q: Grid, upper: Grid, lower: Grid) -> Grid:
+        """Return teeth, tongue and darkness (height, width, 3) for a mouth that never showed any."""
+        width = 2 * self._half
+        side = np.clip(np.abs(p) / self._half, 0, 1)
+        depth, gap = q - upper, np.maximum(lower - upper, 1e-3)
+        colour = np.broadcast_to(DEEP * self._light, (*p.shape, 3))
+        tongue = smooth((depth / gap - 0.55) / 0.45) * (1 - side**2) * 0.75
+        colour = colour + (TONGUE * self._light - colour) * tongue[..., None]
+        if self._own.size >= OWN_GAP * width:
+            return colour
+        tall = 0.13 * width * (1 - 0.45 * side**2)
+        edge = max(1.0, 0.025 * width)
+        teeth = np.clip((tall - depth) / edge + 0.5, 0, 1) * smooth((1 - side) / 0.25)
+        lit = (0.62 + 0.38 * smooth(depth / (0.1 * width))) * (1 - 0.45 * side**2) * self._between_teeth(p)
+        return colour + (TEETH * self._light * lit[..., None] - colour) * teeth[..., None]
+
+    def _between_teeth(self, p: Grid) -> Grid:
+        """Return how light each place along the row of teeth is: a little darker where two teeth meet."""
+        pitch = 0.23 * self._half
+        away = np.abs((p / pitch + 0.5) % 1 - 0.5) * pitch
+        strength = 0.22 * min(1.0, max(0.0, (pitch - 3) / 4))
+        return 1 - strength * np.clip(1 - away / max(0.8, 0.13 * pitch), 0, 1)
+
+
+class _Gap:
+    """The portrait's own gap between the lips, as curves over p."""
+
+    def __init__(self, upper: Points, lower: Points, half: float) -> None:
+        knots = np.linspace(-half, half, 65, dtype=np.float32)
+        top, bottom = _curve(upper, knots), _curve(lower, knots)
+        middle, gap = (top + bottom) / 2, np.maximum(bottom - top, 0)
+        self._half = half
+        self.table = middle - gap / 2, middle + gap / 2
+        self.size = float(gap.max())
+
+    def at(self, p: Grid) -> tuple[Grid, Grid]:
+        """Return the upper and lower curve (q) at `p`."""
+        return _look_up(p, self._half, self.table[0]), _look_up(p, self._half, self.table[1])
+
+
+def _curve(points: Points, knots: Grid) -> Grid:
+    """Return q at `knots` along mesh points (n, 2), rounded so that the points leave no corners."""
+    order = np.argsort(points[:, 0])
+    line = np.interp(knots, points[order, 0], points[order, 1])
+    kernel = np.hanning(9)[1:-1]
+    rounded = np.convolve(np.pad(line, 3, mode="reflect", reflect_type="odd"), kernel / kernel.sum(), "valid")
+    return rounded.astype(np.float32)
+
+
+def _look_up(p: Grid, half: float, column: Grid) -> Grid:
+    """Return the table `column`, which covers -half..half, at `p`; its ends go on outside."""
+    place = np.clip((p + np.float32(half)) * np.float32((len(column) - 1) / (2 * half)), 0, len(column) - 1.001)
+    index = place.astype(np.intp)
+    low = column[index]
+    return low + (column[index + 1] - low) * (place - index.astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """How much of each movement every pixel of the box takes, 0..1; none of it depends on the mouth's shape."""
+
+    width: Grid
+    corner: Grid
+    jaw: Grid
+    neck: Grid
+    nose: Grid
+
+    @classmethod
+    def make(cls, mouth: Mouth) -> _Weights:
+        p, q, half = mouth._p, mouth._q, mouth._half
+        beside = np.abs(p) / half
+        around = (1 - smooth(q, mouth._lip_bottom, mouth._chin)) * smooth(q, mouth._nose, mouth._lip_top)
+        reach = np.where(p < 0, mouth._reach[0], mouth._reach[1]).astype(np.float32)
+        return cls(
+            width=(1 - smooth(beside, 1.0, 2.2)) * around,
+            corner=np.exp(-(((beside - 1) / 0.5) ** 2) - (q / (0.6 * half)) ** 2) * around,
+            jaw=0.5 + 0.5 * np.cos(np.pi * np.clip(np.abs(p) / reach, 0, 1)),
+            neck=1 - smooth(q, 0.97 * mouth._chin, mouth._end),
+            nose=smooth(q, mouth._nose, mouth._lip_top),
+        )
+
+
+def _light(rgb: Pixels, points: Points) -> Grid:
+    """Return the light on the face as factors (3,) of what a neutral skin would show."""
+    height, width = rgb.shape[:2]
+    spots = []
+    for x, y in points[list(CHEEKS)].astype(int).tolist():
+        column, row = min(max(x, 1), width - 2), min(max(y, 1), height - 2)
+        spots.append(rgb[row - 1 : row + 2, column - 1 : column + 2].mean(axis=(0, 1)))
+    return np.clip(np.median(spots, axis=0) / NEUTRAL_SKIN, 0.25, 1.2).astype(np.float32)

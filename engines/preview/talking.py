@@ -1,0 +1,69 @@
+"""The picture of a portrait whose face was found: mouth, eyes and head move, the rest is the portrait."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engines.preview.eyes import LEVELS, blinks, both_eyes
+from engines.preview.face import Face
+from engines.preview.head import Head, movement
+from engines.preview.local import Box
+from engines.preview.mouth import Mouth
+from engines.preview.portrait import Pixels, Planes, label
+from engines.preview.speech import Speech
+from utils.plan import VideoPlan
+
+WIDTH_LEVELS = 5
+
+
+class TalkingScene:
+    """Draws frame `index` of a portrait (height, width, 3) that speaks. Frames must be drawn in order."""
+
+    def __init__(self, rgb: Pixels, face: Face, speech: Speech, plan: VideoPlan, seed: int) -> None:
+        self._still = Planes.from_rgb(label(rgb))
+        self._canvas = Planes.from_rgb(rgb)
+        self._mouth = Mouth(rgb, face.points)
+        self._head = Head(face.points, plan.width, plan.height, movement(face.points, speech.loud, plan.fps, seed))
+        # Half a pixel of the gap a level: finer is not seen, coarser steps on large faces.
+        levels = int(np.clip(round(2 * self._mouth.travel), 12, 48))
+        self._opened = np.round(speech.open * (levels - 1)).astype(int).tolist()
+        self._levels = levels
+        reach = WIDTH_LEVELS // 2
+        self._wide = np.round(speech.wide * reach).astype(int).tolist()
+        self._mouths: dict[tuple[int, int], Planes] = {}
+        # The weak search is not sure of the eyes' place; a lid in the wrong place is worse than none.
+        self._eyes = both_eyes(rgb, face.points) if face.stage != "weak" else ()
+        self._lids = [[_patch(eye.picture(level / LEVELS)) for level in range(LEVELS + 1)] for eye in self._eyes]
+        self._blinks = blinks(plan.frames, plan.fps, seed).tolist()
+        self._lid = 0
+
+    def draw(self, index: int, out: Planes) -> None:
+        """Draw frame `index` over all of `out`."""
+        _paste(self._canvas, self._mouth.box, self._mouth_picture(self._opened[index], self._wide[index]))
+        self._blink(self._blinks[index])
+        self._still.copy_to(out)
+        self._head.move(index, self._canvas, out)
+
+    def _mouth_picture(self, opened: int, wide: int) -> Planes:
+        key = opened, wide
+        if key not in self._mouths:
+            picture = self._mouth.picture(opened / (self._levels - 1), wide / (WIDTH_LEVELS // 2))
+            self._mouths[key] = _patch(picture)
+        return self._mouths[key]
+
+    def _blink(self, level: int) -> None:
+        if level == self._lid:
+            return
+        self._lid = level
+        for eye, lids in zip(self._eyes, self._lids, strict=True):
+            _paste(self._canvas, eye.box, lids[level])
+
+
+def _patch(picture: Pixels) -> Planes:
+    return Planes.from_rgb(np.ascontiguousarray(picture))
+
+
+def _paste(canvas: Planes, box: Box, patch: Planes) -> None:
+    canvas.y[box.luma] = patch.y
+    canvas.u[box.chroma] = patch.u
+    canvas.v[box.chroma] = patch.v
