@@ -1,4 +1,4 @@
-"""What a task is, which states it can be in, and the only way from one to the next. Pure: no clock, no file, no database.
+"""What a task is, which states it can be in, and the only way from one to the next. Pure: no clock, no file.
 
 The life of a task is the table TRANSITIONS. `advance` is the only code that makes a status; the store writes what it
 returns, guarded by the status, version and attempt that it read, so that of two writers exactly one wins and the other

@@ -8,7 +8,19 @@ from typing import Any
 from sqlalchemy import Row
 
 from tasks.model import (
-    Adjustment, ErrorCode, Failure, Note, OutputFormat, Params, Phase, Priority, Result, RunnerId, Status, Task, Video,
+    Adjustment,
+    ErrorCode,
+    Failure,
+    Note,
+    OutputFormat,
+    Params,
+    Phase,
+    Priority,
+    Result,
+    RunnerId,
+    Status,
+    Task,
+    Video,
 )  # fmt: skip
 from utils.plan import VideoPlan
 

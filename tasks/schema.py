@@ -14,8 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
-    JSON, BigInteger, Boolean, Column, Connection, Engine, Float, Index, Integer, MetaData, String, Table, Text, create_engine,
-    event, inspect, select, text,
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    inspect,
+    select,
+    text,
 )  # fmt: skip
 from sqlalchemy.engine import make_url
 from sqlalchemy.types import TypeDecorator
@@ -39,7 +55,11 @@ class Instant(TypeDecorator[datetime]):
         return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
     def process_result_value(self, value: int | None, dialect: Any) -> datetime | None:
-        return None if value is None else datetime.fromtimestamp(value // 1_000_000, UTC).replace(microsecond=value % 1_000_000)
+        return (
+            None
+            if value is None
+            else datetime.fromtimestamp(value // 1_000_000, UTC).replace(microsecond=value % 1_000_000)
+        )
 
 
 metadata = MetaData()
@@ -130,7 +150,9 @@ def open_database(url: str) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
         return create_engine(url, **options)
     # One connection a thread at most; a burst of web threads must not fail for want of a connection.
-    engine = create_engine(url, connect_args={"timeout": 30.0, "check_same_thread": False}, pool_size=8, max_overflow=-1)
+    engine = create_engine(
+        url, connect_args={"timeout": 30.0, "check_same_thread": False}, pool_size=8, max_overflow=-1
+    )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

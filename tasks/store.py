@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
 
 from tasks.estimate import Learned
 from tasks.model import Event, Facts, LostRace, Note, Phase, RunnerId, Status, Task, advance
@@ -81,6 +80,24 @@ class Store:
         self._now = now
         migrate(self._engine, lock_folder / "migrate.lock")
 
+    def changes(self) -> Callable[[], bool]:
+        """Return a function that says whether anyone else committed since it was last called.
+
+        It owns a connection of its own, on which nothing is ever written: SQLite's data_version counts the commits of
+        all others, in this process and in any other.
+        """
+        connection = self._engine.raw_connection()
+        connection.detach()
+        last = -1
+
+        def changed() -> bool:
+            nonlocal last
+            now = connection.cursor().execute("PRAGMA data_version").fetchone()[0]
+            before, last = last, now
+            return bool(now != before)
+
+        return changed
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -95,11 +112,12 @@ class Store:
         max_queued: int,
         tenant: str,
         key: IdempotencyKey | None = None,
-    ) -> Task:
+    ) -> tuple[Task, int]:
         """Insert the task that `prepare` makes of the queue as it is, and its idempotency key with the answer.
 
-        All in one transaction, so that the time, the position and the estimate are of the moment that counts. Raises
-        QueueFull; AlreadyAccepted or KeyReused where the key was seen.
+        All in one transaction, so that the time, the position and the estimate are of the moment that counts. Returns
+        the task and its position in the queue, from 1. Raises QueueFull; AlreadyAccepted or KeyReused where the key
+        was seen.
         """
         with self._writing.begin() as db:
             if key is not None:
@@ -109,11 +127,11 @@ class Store:
             ahead = self._backlog(db, priority, before=None)
             task = prepare(ahead, self._now())
             seq = db.execute(insert(tasks).values(row_from_task(task)).returning(tasks.c.seq)).scalar_one()
-            task = replace(task, seq=seq)
+            task, position = replace(task, seq=seq), ahead.tasks + 1
             if key is not None:
                 row = {"tenant": tenant, "key": key.key, "fingerprint": key.fingerprint, "task_id": task.id}
-                db.execute(insert(idempotency_keys).values(**row, answer=answer(task, ahead.tasks + 1), expires_at=None))
-            return task
+                db.execute(insert(idempotency_keys).values(**row, answer=answer(task, position), expires_at=None))
+            return task, position
 
     def check_key(self, tenant: str, key: IdempotencyKey) -> None:
         """Raise AlreadyAccepted or KeyReused where the key was seen; a look before work is spent on a request."""
@@ -171,7 +189,9 @@ class Store:
 
     def processing(self) -> list[Task]:
         with self._engine.begin() as db:
-            return [task_from_row(r) for r in db.execute(select(tasks).where(tasks.c.status == Status.PROCESSING.value))]
+            return [
+                task_from_row(r) for r in db.execute(select(tasks).where(tasks.c.status == Status.PROCESSING.value))
+            ]
 
     def counts(self) -> dict[Status, int]:
         """Return how many tasks are queued and how many are processing."""
@@ -194,10 +214,13 @@ class Store:
     def finish(self, task_id: str, attempt: int, event: Event, facts: Facts, learned: Learned | None = None) -> Task:
         """End an attempt that the caller owns, whatever was reported of it since it was read.
 
+        Who asked for a cancel was told 202 and gets `cancelled`, also when the video was ready in the same moment.
         Raises LostRace when the attempt is no longer the caller's.
         """
         with self._writing.begin() as db:
             task = self._owned(db, task_id, attempt)
+            if task.cancel_requested:
+                event, facts = Event.CANCEL, Facts()
             if learned is not None:
                 self._learn(db, learned)
             return self._write(db, task, advance(task, event, self._now(), facts))
@@ -206,12 +229,20 @@ class Store:
         """Flag a processing task to be cancelled. Raises LostRace when it has changed since it was read."""
         if task.cancel_requested:
             return task
-        after = replace(task, cancel_requested=True, version=task.version + 1, updated_at=self._told(task))
+        # updated_at stays: the ETA counts from it, and this says nothing about the ETA.
+        after = replace(task, cancel_requested=True, version=task.version + 1)
         with self._writing.begin() as db:
             return self._write(db, task, after)
 
     def report(
-        self, task_id: str, attempt: int, *, phase: Phase, progress: float, eta_seconds: float, notes: Sequence[Note] = ()
+        self,
+        task_id: str,
+        attempt: int,
+        *,
+        phase: Phase,
+        progress: float,
+        eta_seconds: float,
+        notes: Sequence[Note] = (),
     ) -> Task:
         """Tell how far an attempt is. Raises LostRace when the attempt is no longer the caller's."""
         with self._writing.begin() as db:
@@ -295,10 +326,6 @@ class Store:
             raise LostRace
         return after
 
-    def _told(self, task: Task) -> datetime:
-        """The ETA counts from updated_at, so a write that says nothing of the ETA must not move it."""
-        return task.updated_at
-
     def _count(self, db: Connection, status: Status) -> int:
         return db.execute(select(func.count()).select_from(tasks).where(tasks.c.status == status.value)).scalar_one()
 
@@ -318,7 +345,9 @@ class Store:
         ).one()
         running = select(tasks.c.updated_at, tasks.c.eta_seconds).where(tasks.c.status == Status.PROCESSING.value)
         now = self._now()
-        left = (max(0.0, (row.eta_seconds or 0.0) - (now - row.updated_at).total_seconds()) for row in db.execute(running))
+        left = (
+            max(0.0, (row.eta_seconds or 0.0) - (now - row.updated_at).total_seconds()) for row in db.execute(running)
+        )
         return Backlog(number, float(seconds) + sum(left))
 
     def _learned(self, db: Connection, profile: str) -> Learned | None:
@@ -327,12 +356,8 @@ class Store:
 
     def _learn(self, db: Connection, new: Learned) -> None:
         known = self._learned(db, new.profile)
-        merged = asdict(known.merged(new) if known else new)
         if known is None:
-            try:
-                with db.begin_nested():
-                    db.execute(insert(estimates).values(merged))
-                return
-            except IntegrityError:
-                pass  # another runner's first sample of this profile came between; overwrite it below
-        db.execute(update(estimates).where(estimates.c.profile == new.profile).values(merged))
+            db.execute(insert(estimates).values(asdict(new)))
+        else:
+            merged = asdict(known.merged(new))
+            db.execute(update(estimates).where(estimates.c.profile == new.profile).values(merged))

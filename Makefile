@@ -1,0 +1,48 @@
+# The commands of the project; `make help` lists them. Everything is installed into .venv in this checkout.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+SHELLS := $(wildcard scripts/*.sh)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo setup setup-dev serve test lint bench constraints
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: setup ## portrait + speech -> talking video, through the HTTP API, on this machine's CPU
+	@$(PY) scripts/demo.py
+
+setup: $(VENV)/installed ## install what the service needs
+
+setup-dev: $(VENV)/installed-dev
+
+serve: setup ## the service in the foreground, http://127.0.0.1:5000 (AVATAR_HOST, AVATAR_PORT, WEB_CONCURRENCY)
+	@exec $(VENV)/bin/gunicorn -c configs/gunicorn.conf.py 'app:create_app()'
+
+test: setup-dev ## all tests
+	@scripts/test.sh
+
+lint: setup-dev ## ruff, mypy, shellcheck
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/shellcheck $(SHELLS) .ci/run
+
+bench: setup-dev ## speed of the preview engine, and of encoding the same frames alone
+	$(PY) -m engines.preview.bench
+
+constraints: setup-dev ## pin anew what requirements-dev.txt brings along
+	@{ sed '/^[^#]/d' constraints.txt; $(PY) -m pip freeze --exclude-editable; } > constraints.new && mv constraints.new constraints.txt
+
+$(VENV)/installed: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (PYTHON=... names one)"; exit 1; }
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV) || { echo "python3 cannot make a virtual environment (on Debian: apt install python3-venv)"; exit 1; }
+	@echo "installing into $(VENV) ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	@echo "installing the test tools into $(VENV) ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	@touch $@

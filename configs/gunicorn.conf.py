@@ -1,0 +1,39 @@
+"""gunicorn's settings: threads for long polls, and a scheduler thread in each worker, of which one at a time works.
+
+Not preloaded: a scheduler started in the master would be a dead thread in its workers. No max_requests: it would end
+the worker that schedules.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from config_loader import load_settings
+
+_settings = load_settings()
+
+bind = f"{_settings.host}:{_settings.port}"
+workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
+worker_class = "gthread"
+threads = _settings.http.max_waiters + 32
+timeout = 60
+graceful_timeout = 5
+keepalive = 5
+preload_app = False
+control_socket_disable = True
+limit_request_line = 8190
+limit_request_fields = 64
+loglevel = _settings.log_level.lower()
+
+
+def post_worker_init(worker):
+    """Start scheduling where a server runs, and nowhere else: `flask --app app` commands start nothing."""
+    worker.app.wsgi().extensions["task_manager"].start()
+
+
+def worker_exit(server, worker):
+    """Leave the runners alone; the next scheduler adopts them."""
+    application = worker.app.wsgi()
+    application.extensions["task_manager"].stop()

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# All tests: first those that can share the machine, side by side, then those that measure, one at a time.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=.venv/bin/python
+workers=${TEST_WORKERS:-$(nproc 2>/dev/null || echo 2)}
+
+"$python" -m pytest -q -n "$workers" --dist worksteal -m "not alone" "$@"
+shared=$?
+"$python" -m pytest -q -m alone "$@"
+alone=$?
+exit $((shared != 0 || alone != 0))

@@ -1,0 +1,383 @@
+"""The TaskManager: what the web layer, and anyone else, can do with tasks.
+
+Submitting writes the inputs, then the row, then rings the scheduler; all reading is of rows and files. The scheduler
+thread (tasks.scheduler) is started by the server's configuration alone, so that commands and tests start nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy.exc import OperationalError
+
+from config_loader import Settings, engine_environment
+from tasks.estimate import Work, expected_work, queue_wait
+from tasks.folders import Folders
+from tasks.launch import ROOT, Launcher
+from tasks.model import Event, LostRace, OutputFormat, Params, Phase, Priority, Status, Task
+from tasks.placement import Host
+from tasks.profile import Engine, EngineTable, Profile
+from tasks.scheduler import LOCK_NAME, Scheduler
+from tasks.spec import LOG_FILE
+from tasks.store import Backlog, IdempotencyKey, Store, utc_now
+from tasks.wake import ring
+from utils.file_handler import StorageFull, link_or_copy, remove_tree
+from utils.gpu import Gpu, probe
+from utils.media import AudioFacts, ImageFacts
+from utils.plan import VideoPlan, plan_video
+from utils.process import try_lock
+
+log = logging.getLogger("manager")
+
+_ORPHAN_SECONDS = 3600.0
+_RACES = 20
+
+
+class UnknownEngine(Exception):
+    """No engine of this name is configured."""
+
+    def __init__(self, engine: str, known: Sequence[str]) -> None:
+        super().__init__(f"no engine of this name; there are: {', '.join(['auto', *known])}")
+        self.engine = engine
+
+
+class NoHardware(Exception):
+    """No configured hardware can ever run the request; the text says what would fit."""
+
+
+class TaskUnknown(Exception):
+    """There is no such task for this tenant."""
+
+
+class TaskGone(Exception):
+    """The task existed and was deleted or has expired."""
+
+
+class ResultNotReady(Exception):
+    """The task has no result (yet)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedInput:
+    """A canonical PNG or WAV; `sha256` is of the bytes as they were sent."""
+
+    path: Path
+    facts: ImageFacts | AudioFacts
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A valid request with its media decoded."""
+
+    tenant: str
+    prompt: str
+    size: str
+    num_clip: int
+    sample_steps: int
+    output_format: OutputFormat
+    seed: int | None
+    enable_online_decode: bool
+    engine: str
+    priority: Priority
+    metadata: Mapping[str, str]
+    image: PreparedInput
+    audio: PreparedInput
+    idempotency_key: str | None
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of what was asked for: the fields and the files' contents, whatever the files' names."""
+        fields = {
+            "prompt": self.prompt, "size": self.size, "num_clip": self.num_clip, "sample_steps": self.sample_steps,
+            "output_format": self.output_format, "seed": self.seed, "enable_online_decode": self.enable_online_decode,
+            "engine": self.engine, "priority": int(self.priority), "metadata": dict(self.metadata),
+            "image": self.image.sha256, "audio": self.audio.sha256,
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """A task and what follows from the queue: `queue_position` from 1, and seconds to the end from `updated_at`."""
+
+    task: Task
+    queue_position: int | None
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    name: str
+    title: str
+    available: bool
+    reason: str
+    profiles: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """`reasons` why new tasks cannot be run now; none of them: healthy."""
+
+    engines: tuple[EngineState, ...]
+    queued: int
+    processing: int
+    model_loaded: bool
+    gpus: tuple[Gpu, ...]
+    reasons: tuple[str, ...]
+
+
+class TaskManager:
+    """All verbs on tasks. Opens the store and makes the data folders; starts nothing before `start`."""
+
+    def __init__(self, settings: Settings, table: EngineTable) -> None:
+        self.folders = Folders(settings.data_dir)
+        self.folders.make()
+        self.store = Store(settings.database_url, settings.data_dir)
+        self._settings, self._table = settings, table
+        self._scheduler: Scheduler | None = None
+        self._gpus: tuple[Gpu, ...] = ()
+
+    # --- the scheduler -------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start this process's scheduler thread; of all processes on the host one at a time schedules."""
+        runner = self._settings.runner
+        launcher = Launcher(
+            self.folders, engine_environment(self._settings), self._settings.database_url, runner.heartbeat_seconds,
+            runner.poll_seconds,
+        )  # fmt: skip
+        self._scheduler = Scheduler(
+            self.store, launcher, self._table, Host(self._settings.slots.cpu), max_attempts=runner.max_attempts,
+            work_of=self._work_of, chores=self._chores,
+        )  # fmt: skip
+        self._scheduler.start()
+        threading.Thread(target=self._probe_gpus, name="gpu-probe", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop scheduling; runners go on, and the next scheduler adopts them."""
+        if self._scheduler is not None:
+            self._scheduler.stop()
+
+    # --- accepting -----------------------------------------------------------------------------------------------
+
+    def check_engine(self, name: str) -> None:
+        """Raise UnknownEngine or NoHardware when no task could be submitted for this engine."""
+        self._route(name)
+
+    def submit(self, submission: Submission, answer: Callable[[TaskView], str]) -> TaskView:
+        """Accept a task: its inputs on disk, its row, its idempotency key with `answer`'s text, and a ring.
+
+        Raises UnknownEngine, NoHardware, StorageFull; QueueFull, AlreadyAccepted and KeyReused of tasks.store.
+        """
+        engine, profile = self._route(submission.engine)
+        key = self._key(submission)
+        draft = self._draft(submission, engine, profile)
+        with self._inputs(draft.id, submission):
+            task, position = self.store.add(
+                lambda ahead, now: self._accepted(draft, ahead, now),
+                lambda task, position: answer(TaskView(task, position, task.estimated_seconds)),
+                priority=int(submission.priority), max_queued=self._settings.queue.max_queued,
+                tenant=submission.tenant, key=key,
+            )  # fmt: skip
+        ring(self.folders.wake)
+        return TaskView(task, position, task.estimated_seconds)
+
+    def _key(self, submission: Submission) -> IdempotencyKey | None:
+        if submission.idempotency_key is None:
+            return None
+        key = IdempotencyKey(submission.idempotency_key, submission.fingerprint())
+        self.store.check_key(submission.tenant, key)  # a retry is answered without copying its files
+        return key
+
+    def _route(self, name: str) -> tuple[Engine, Profile]:
+        known = [engine.name for engine in self._table.engines]
+        if name != "auto" and name not in known:
+            raise UnknownEngine(name, known)
+        fallback = self._settings.engines.allow_fallback
+        for engine in self._table.engines:
+            wanted = engine.name == name or (name == "auto" and (fallback or not engine.fallback))
+            if wanted and engine.profiles and not self._why_not(engine):
+                return engine, engine.profiles[0]
+        raise NoHardware("no configured engine can run on this machine; GET /api/v1/health tells why for each")
+
+    def _why_not(self, engine: Engine) -> str:
+        """Return why an engine cannot run here, or an empty text."""
+        if self._settings.slots.cpu < 1:
+            return "no CPU slots are configured (slots.cpu)"
+        missing = [profile.script for profile in engine.profiles if not (ROOT / profile.script).is_file()]
+        return f"its script is missing: {Path(missing[0]).name}" if missing else ""
+
+    def _draft(self, submission: Submission, engine: Engine, profile: Profile) -> Task:
+        """Return the task as far as it is known before its turn in the queue is."""
+        now = utc_now()
+        params = Params(
+            prompt=submission.prompt, size=submission.size, num_clip=submission.num_clip,
+            sample_steps=submission.sample_steps, output_format=submission.output_format,
+            seed=secrets.randbelow(2**32) if submission.seed is None else submission.seed,
+            enable_online_decode=submission.enable_online_decode,
+        )  # fmt: skip
+        draft = Task(
+            id=f"gen_{now:%Y%m%d}_{secrets.token_hex(8)}", seq=0, tenant=submission.tenant, status=Status.QUEUED,
+            version=1, attempt=0, cancel_requested=False, priority=submission.priority, engine=engine.name,
+            profile=profile.name, params=params, plan=_plan(submission), adjustments=(), notes=engine.notes,
+            metadata=submission.metadata, submit_time=now, updated_at=now, start_time=None, finish_time=None,
+            work_seconds=0.0, estimated_seconds=0.0, phase=Phase.QUEUED, progress=0.0, eta_seconds=None, slot=None,
+            runner=None, heartbeat_at=None, failure=None, result=None,
+        )  # fmt: skip
+        return replace(draft, work_seconds=self._work_of(draft).total)
+
+    def _accepted(self, draft: Task, ahead: Backlog, now: datetime) -> Task:
+        wait = queue_wait(ahead.seconds, self._settings.slots.cpu)
+        return replace(draft, submit_time=now, updated_at=now, estimated_seconds=wait + draft.work_seconds)
+
+    def _work_of(self, task: Task) -> Work:
+        profile = self._table.profile(task.engine, task.profile)
+        if profile is None:
+            return Work(0.0, task.work_seconds)
+        learned = self.store.learned(f"{task.engine}/{profile.name}")
+        return expected_work(profile.estimate, learned, task.plan, task.params.sample_steps)
+
+    @contextmanager
+    def _inputs(self, task_id: str, submission: Submission) -> Iterator[None]:
+        """Put the inputs where the runner will look; they are gone again when the task is not accepted."""
+        folder = self.folders.inputs(task_id)
+        try:
+            folder.mkdir(parents=True)
+            link_or_copy(submission.image.path, folder / "image.png")
+            link_or_copy(submission.audio.path, folder / "audio.wav")
+            yield
+        except BaseException as error:
+            remove_tree(folder.parent)
+            if _is_full(error):
+                raise StorageFull from error
+            raise
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def view(self, task_id: str, tenant: str) -> TaskView:
+        """Return one task. Raises TaskUnknown or TaskGone."""
+        found = self.store.get_with_backlog(task_id)
+        if found is None or found[0].tenant != tenant:
+            raise TaskGone if found is None and self.store.was_deleted(task_id, tenant) else TaskUnknown
+        return self._view(*found)
+
+    def page(self, tenant: str, statuses: Sequence[Status], limit: int, before_seq: int | None) -> list[TaskView]:
+        """Return up to `limit` of a tenant's tasks, newest first, of any of `statuses` (none: all)."""
+        return [self._view(*found) for found in self.store.page(tenant, statuses, limit, before_seq)]
+
+    def _view(self, task: Task, ahead: Backlog) -> TaskView:
+        if task.status is not Status.QUEUED:
+            return TaskView(task, None, task.eta_seconds)
+        wait = queue_wait(ahead.seconds, self._settings.slots.cpu)
+        waited = (utc_now() - task.updated_at).total_seconds()
+        return TaskView(task, ahead.tasks + 1, max(0.0, waited) + wait + task.work_seconds)
+
+    def log_file(self, task: Task) -> Path | None:
+        """Return the engine's log of the latest attempt, or None while there is none."""
+        path = self.folders.attempt(task.id, task.attempt) / LOG_FILE
+        return path if path.is_file() else None
+
+    def result_file(self, task: Task, name: str) -> Path:
+        """Return a published file. Raises ResultNotReady, or FileNotFoundError for a name that was not published."""
+        if task.result is None:
+            raise ResultNotReady
+        if name not in (task.result.video_name, task.result.poster_name):
+            raise FileNotFoundError(name)
+        return self.folders.result(task.id, task.attempt) / name
+
+    def health(self) -> Health:
+        """Return what this host can do now."""
+        counts = self.store.counts()
+        reasons = {engine.name: self._why_not(engine) for engine in self._table.engines}
+        engines = tuple(
+            EngineState(e.name, e.title, not reasons[e.name], reasons[e.name], tuple(p.name for p in e.profiles))
+            for e in self._table.engines
+        )
+        against = [] if any(engine.available for engine in engines) else ["no engine can run on this machine"]
+        against += [] if self._is_scheduled() else ["no process schedules tasks at present"]
+        return Health(engines, counts[Status.QUEUED], counts[Status.PROCESSING], False, self._gpus, tuple(against))
+
+    def _is_scheduled(self) -> bool:
+        lock = try_lock(self.folders.data / LOCK_NAME)
+        if lock is None:
+            return True
+        os.close(lock)
+        return False
+
+    # --- ending --------------------------------------------------------------------------------------------------
+
+    def delete(self, task_id: str, tenant: str) -> TaskView | None:
+        """Cancel a queued task, ask a processing one to end, remove an ended one (then None).
+
+        Raises TaskUnknown or TaskGone.
+        """
+        for _ in range(_RACES):
+            task = self.view(task_id, tenant).task
+            try:
+                if task.status is Status.QUEUED:
+                    return self._view(self.store.happen(task, Event.CANCEL), Backlog(0, 0.0))
+                if task.status is Status.PROCESSING:
+                    return self._view(self.store.request_cancel(task), Backlog(0, 0.0))
+                self.store.delete(task)
+                self._remove_files(task.id)
+                return None
+            except LostRace:
+                continue  # it started, told progress or ended in between: look again
+        raise LostRace(f"task {task_id} changed {_RACES} times while it was to be deleted")
+
+    def _remove_files(self, task_id: str) -> None:
+        remove_tree(self.folders.results / task_id)
+        remove_tree(self.folders.tasks / task_id)
+
+    # --- chores --------------------------------------------------------------------------------------------------
+
+    def _chores(self) -> None:
+        self.store.forget_old_keys()
+        for folder in (self.folders.tasks, self.folders.results):
+            old = [path for path in folder.iterdir() if _age(path) > _ORPHAN_SECONDS]
+            known = self.store.known([path.name for path in old])
+            for path in old:
+                if path.name not in known:
+                    log.info("removing files that belong to no task: %s", path.name)
+                    remove_tree(path)
+        for path in self.folders.scratch.iterdir():
+            if _age(path) > _ORPHAN_SECONDS:
+                remove_tree(path)
+
+    def _probe_gpus(self) -> None:
+        self._gpus = probe()
+
+
+def _plan(submission: Submission) -> VideoPlan:
+    image, audio = submission.image.facts, submission.audio.facts
+    if not isinstance(image, ImageFacts) or not isinstance(audio, AudioFacts):
+        raise TypeError("the image must be an image and the audio a recording")
+    return plan_video(
+        size=submission.size, num_clip=submission.num_clip, image_width=image.width, image_height=image.height,
+        audio_seconds=audio.seconds,
+    )  # fmt: skip
+
+
+def _is_full(error: BaseException) -> bool:
+    if isinstance(error, OperationalError):
+        return "full" in str(error.orig)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.lstat().st_mtime
+    except FileNotFoundError:
+        return 0.0

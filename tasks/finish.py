@@ -1,0 +1,158 @@
+"""From an engine's output folder to published files: verify, convert where needed, poster, hash, one rename.
+
+A reader sees a result folder whole or not at all. The ending of an attempt is kept in a file beside the log until the
+row has it, so that a database that cannot be reached costs no work.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.video import VideoError, VideoFacts, inspect_video, is_faststart, to_faststart, to_webm, write_poster
+
+from tasks.estimate import Learned
+from tasks.model import ErrorCode, Event, Facts, Failure, OutputFormat, Result, Video
+from tasks.spec import FINISH_FILE, OUTPUT_FOLDER, AttemptSpec
+from tasks.verdict import Output, excerpt_of, judge_output
+from utils.file_handler import write_atomic
+
+POSTER_NAME = "poster.jpg"
+_VIDEO_SUFFIXES = {".mp4", ".webm"}
+
+
+class Unusable(Exception):
+    """The engine's output is not a result; `failure` says why."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class Abandoned(Exception):
+    """`should_stop` said so before the result was published."""
+
+
+def publish(spec: AttemptSpec, log_tail: str, should_stop: Callable[[], bool]) -> Result:
+    """Verify the attempt's video and publish it under `spec.results`. Raises Unusable or Abandoned."""
+    try:
+        return _publish(spec, log_tail, should_stop)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            full = "the disk is full: free some space and submit the task again"
+            raise Unusable(Failure(ErrorCode.DISK_FULL, full, excerpt_of(log_tail))) from error
+        raise
+
+
+def _publish(spec: AttemptSpec, log_tail: str, should_stop: Callable[[], bool]) -> Result:
+    made, facts = _verified(spec, log_tail)
+    staging = Path(spec.folder) / "publish"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    video = staging / f"video.{spec.output_format}"
+    _bring_into_form(made, facts, video, should_stop)
+    write_poster(video, staging / POSTER_NAME)
+    final = facts if facts.container == spec.output_format else inspect_video(video)
+    described = _describe(video, final)
+    if should_stop():
+        raise Abandoned
+    _reveal(staging, Path(spec.results))
+    shutil.rmtree(Path(spec.folder) / OUTPUT_FOLDER, ignore_errors=True)
+    return Result(video.name, POSTER_NAME, described)
+
+
+def _verified(spec: AttemptSpec, log_tail: str) -> tuple[Path, VideoFacts]:
+    folder = Path(spec.folder) / OUTPUT_FOLDER
+    videos = [path for path in sorted(folder.iterdir()) if _is_result(path)] if folder.is_dir() else []
+    facts, output = None, Output(len(videos))
+    if len(videos) == 1:
+        try:
+            facts = inspect_video(videos[0])
+            output = Output(1, facts.frames)
+        except VideoError as error:
+            output = Output(1, defect=str(error))
+    failure = judge_output(output, spec.plan.frames, spec.extra_frames, log_tail)
+    if failure is not None or facts is None:
+        raise Unusable(failure or Failure(ErrorCode.ENGINE_OUTPUT_INVALID, "no video"))
+    return videos[0], facts
+
+
+def _is_result(path: Path) -> bool:
+    """Hidden files and links are not results: an engine writes under a hidden name and renames when done."""
+    return path.suffix in _VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file() and not path.is_symlink()
+
+
+def _bring_into_form(made: Path, facts: VideoFacts, video: Path, should_stop: Callable[[], bool]) -> None:
+    if video.suffix == ".webm" and facts.container != OutputFormat.WEBM:
+        to_webm(made, video, should_stop=should_stop)
+        if should_stop():
+            raise Abandoned
+    elif video.suffix == ".mp4" and not is_faststart(made):
+        to_faststart(made, video)
+    else:
+        made.rename(video)
+
+
+def _describe(video: Path, facts: VideoFacts) -> Video:
+    with video.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Video(
+        width=facts.width, height=facts.height, fps=facts.fps, frames=facts.frames,
+        duration_seconds=facts.duration_seconds, size_bytes=video.stat().st_size, sha256=digest,
+        video_codec=facts.video_codec, audio_codec=facts.audio_codec,
+    )  # fmt: skip
+
+
+def _reveal(staging: Path, results: Path) -> None:
+    """Make the staged files durable, then visible, in that order."""
+    for path in staging.iterdir():
+        _sync(path)
+    _sync(staging)
+    results.parent.mkdir(parents=True, exist_ok=True)
+    staging.rename(results)
+    _sync(results.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an attempt ended, as it goes into the row."""
+
+    event: Event
+    facts: Facts
+    learned: Learned | None = None
+
+    def save(self, folder: Path) -> None:
+        write_atomic(folder / FINISH_FILE, json.dumps(asdict(self)).encode())
+
+    @staticmethod
+    def load(folder: Path) -> Ending | None:
+        """Return the ending that a runner left in an attempt's folder, or None where there is none."""
+        try:
+            raw = json.loads((folder / FINISH_FILE).read_bytes())
+        except FileNotFoundError:
+            return None
+        learned = Learned(**raw["learned"]) if raw["learned"] else None
+        return Ending(Event(raw["event"]), _facts(raw["facts"]), learned)
+
+
+def _facts(raw: dict[str, Any]) -> Facts:
+    failure, result = raw["failure"], raw["result"]
+    return Facts(
+        failure=Failure(**{**failure, "code": ErrorCode(failure["code"])}) if failure else None,
+        result=Result(**{**result, "video": Video(**result["video"])}) if result else None,
+    )

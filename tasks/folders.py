@@ -1,0 +1,61 @@
+"""Where the files of the service lie. One data folder, one file system, so that publishing is a rename."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """The folders under `data`."""
+
+    data: Path
+
+    @property
+    def uploads(self) -> Path:
+        return self.data / "uploads"
+
+    @property
+    def tasks(self) -> Path:
+        """Inputs, attempts and logs, a folder for each task."""
+        return self.data / "tasks"
+
+    @property
+    def results(self) -> Path:
+        """Published files, `<task>/<attempt>/<name>`."""
+        return self.data / "results"
+
+    @property
+    def scratch(self) -> Path:
+        """Files that are being made; whatever is left here belongs to nobody."""
+        return self.data / "tmp"
+
+    @property
+    def slots(self) -> Path:
+        return self.data / "slots"
+
+    @property
+    def wake(self) -> Path:
+        """The FIFO through which anyone wakes the scheduler."""
+        return self.data / "wake"
+
+    def inputs(self, task_id: str) -> Path:
+        return self.tasks / task_id / "inputs"
+
+    def attempt(self, task_id: str, attempt: int) -> Path:
+        return self.tasks / task_id / "attempts" / str(attempt)
+
+    def result(self, task_id: str, attempt: int) -> Path:
+        return self.results / task_id / str(attempt)
+
+    def make(self) -> None:
+        for folder in (
+            self.uploads / "image",
+            self.uploads / "audio",
+            self.tasks,
+            self.results,
+            self.scratch,
+            self.slots,
+        ):
+            folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,98 @@
+"""Starting the runner of an attempt, and finding out whether one lives.
+
+An attempt's lock file is locked before the runner is spawned and the descriptor passed on, so there is no moment in
+which a living runner could be taken for a dead one: the lock ends with the last process that holds it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.estimate import Work
+from tasks.folders import Folders
+from tasks.model import Task
+from tasks.profile import Profile
+from tasks.spec import DATABASE_VARIABLE, LOCK_FILE, LOCK_VARIABLE, OUTPUT_FOLDER, AttemptSpec
+from utils.process import try_lock
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Launcher:
+    """Starts runners. `environment` is what engines may see; times in seconds."""
+
+    folders: Folders
+    environment: Mapping[str, str]
+    database_url: str
+    heartbeat_seconds: float
+    poll_seconds: float
+
+    def reserve(self, task_id: str, attempt: int) -> int | None:
+        """Make the folder of an attempt and return its lock's descriptor; None while another holds it."""
+        folder = self.folders.attempt(task_id, attempt)
+        (folder / OUTPUT_FOLDER).mkdir(parents=True, exist_ok=True)
+        return try_lock(folder / LOCK_FILE)
+
+    def spawn(self, task: Task, profile: Profile, work: Work, lock: int) -> subprocess.Popen[bytes]:
+        """Start the runner of a claimed task. It keeps running whatever happens to this process."""
+        spec = self._spec(task, profile, work)
+        spec.save()
+        folder = Path(spec.folder)
+        own = {DATABASE_VARIABLE: self.database_url, LOCK_VARIABLE: str(lock), "AVATAR_PYTHON": sys.executable}
+        with (folder / "runner.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tasks.runner", spec.folder], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log, env={**self.environment, **profile.env, **own, **spec.marks}, pass_fds=(lock,),
+                start_new_session=True,
+            )  # fmt: skip
+
+    def lives(self, task: Task) -> bool:
+        """Say whether any process still holds the task's present attempt."""
+        path = self.folders.attempt(task.id, task.attempt) / LOCK_FILE
+        if not path.exists():
+            return False
+        lock = try_lock(path)
+        if lock is None:
+            return True
+        os.close(lock)
+        return False
+
+    def _spec(self, task: Task, profile: Profile, work: Work) -> AttemptSpec:
+        folder = self.folders.attempt(task.id, task.attempt)
+        slot = self.folders.slots / f"{task.slot}.lock"
+        return AttemptSpec(
+            task_id=task.id, attempt=task.attempt, argv=self._argv(task, profile, folder), folder=str(folder),
+            results=str(self.folders.result(task.id, task.attempt)), slot_lock=str(slot),
+            lock_folder=str(self.folders.data), wake=str(self.folders.wake), python=sys.executable,
+            profile=f"{task.engine}/{profile.name}", plan=task.plan, sample_steps=task.params.sample_steps,
+            output_format=task.params.output_format, extra_frames=profile.extra_frames, estimate=profile.estimate,
+            expected_load=work.load, expected_generate=work.generate, grace_seconds=profile.grace_seconds,
+            run_timeout_seconds=profile.run_timeout_seconds, silence_timeout_seconds=profile.silence_timeout_seconds,
+            heartbeat_seconds=self.heartbeat_seconds, poll_seconds=self.poll_seconds,
+        )  # fmt: skip
+
+    def _argv(self, task: Task, profile: Profile, folder: Path) -> list[str]:
+        """The engine contract's arguments: one element each, `--name=value`, so that a prompt is never a flag."""
+        params, inputs = task.params, self.folders.inputs(task.id)
+        argv = [
+            str(ROOT / profile.script),
+            f"--prompt={params.prompt}",
+            f"--image={inputs / 'image.png'}",
+            f"--audio={inputs / 'audio.wav'}",
+            f"--size={params.size}",
+            f"--num_clip={params.num_clip}",
+            f"--sample_steps={params.sample_steps}",
+            f"--seed={params.seed}",
+            f"--output_dir={folder / OUTPUT_FOLDER}",
+        ]
+        if params.enable_online_decode:
+            argv.append("--enable_online_decode")
+        if params.output_format in profile.output_formats:
+            argv.append(f"--output_format={params.output_format}")
+        return argv + list(profile.args)

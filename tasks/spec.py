@@ -1,0 +1,71 @@
+"""What the scheduler hands a runner: everything about one attempt, as one JSON file in the attempt's folder.
+
+No secret is in it; the database's URL comes by the environment. Only the standard library is imported from here, so
+that a runner has read it, and started its engine, before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tasks.model import OutputFormat
+from tasks.profile import Estimate
+from utils.plan import VideoPlan
+
+SPEC_FILE = "spec.json"
+LOG_FILE = "engine.log"
+LOCK_FILE = "lock"
+FINISH_FILE = "finish.json"
+OUTPUT_FOLDER = "out"
+
+DATABASE_VARIABLE = "AVATAR_DATABASE_URL"
+LOCK_VARIABLE = "AVATAR_ATTEMPT_LOCK_FD"
+RUNNER_ONLY = (DATABASE_VARIABLE, LOCK_VARIABLE)
+"""Variables of the runner that its engine must not see."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptSpec:
+    """One attempt of one task. Paths are absolute; times in seconds, 0 meaning no limit."""
+
+    task_id: str
+    attempt: int
+    argv: list[str]
+    folder: str
+    results: str
+    slot_lock: str
+    lock_folder: str
+    wake: str
+    python: str
+    profile: str
+    plan: VideoPlan
+    sample_steps: int
+    output_format: OutputFormat
+    extra_frames: int
+    estimate: Estimate
+    expected_load: float
+    expected_generate: float
+    grace_seconds: float
+    run_timeout_seconds: float
+    silence_timeout_seconds: float
+    heartbeat_seconds: float
+    poll_seconds: float
+
+    def save(self) -> None:
+        path = Path(self.folder) / SPEC_FILE
+        path.write_text(json.dumps(asdict(self), ensure_ascii=True), "utf-8")
+
+    @staticmethod
+    def load(folder: Path) -> AttemptSpec:
+        raw = json.loads((folder / SPEC_FILE).read_text("utf-8"))
+        raw["plan"] = VideoPlan(**raw["plan"])
+        raw["estimate"] = Estimate(**raw["estimate"])
+        raw["output_format"] = OutputFormat(raw["output_format"])
+        return AttemptSpec(**raw)
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """The variables by which every process of this attempt can be told."""
+        return {"AVATAR_TASK_ID": self.task_id, "AVATAR_ATTEMPT": str(self.attempt)}

@@ -1,0 +1,156 @@
+"""Processes: who they are, whether they live, and how to be sure that none is left. Knows no task.
+
+Linux is the target; where a call is Linux's own (subreaper, death signal, pidfd, /proc) other systems get a plainer
+fallback, named in the function. psutil is imported where it is used: a runner needs the calls that do without it before
+its engine has started, and then every 20 ms count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
+
+LINUX = sys.platform == "linux"
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True) if LINUX else None
+
+
+def boot_id() -> str:
+    """Return what identifies this boot of the machine (the boot's time where there is no /proc)."""
+    import psutil
+
+    if LINUX:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return str(int(psutil.boot_time()))
+
+
+def start_time(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot (seconds elsewhere); None when there is none."""
+    import psutil
+
+    try:
+        if LINUX:
+            # The name in field 2 may hold spaces and parentheses; the fields after it are counted from the last one.
+            return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        return int(psutil.Process(pid).create_time())
+    except (OSError, psutil.NoSuchProcess):
+        return None
+
+
+def is_alive(pid: int, started: int) -> bool:
+    """Say whether the process of this pid is the one that started then, and not a zombie."""
+    import psutil
+
+    try:
+        return start_time(pid) == started and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def become_subreaper() -> None:
+    """Make orphans among this process's descendants its children, so that none is lost. Nothing outside Linux."""
+    if _libc is not None and _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+def die_with_parent() -> None:
+    """For the child, between fork and exec: get SIGTERM when the *thread* that forked ends. Nothing outside Linux."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def watch(pid: int) -> int | None:
+    """Return a descriptor that becomes readable when the process ends; None where there are no pidfds or no process."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def try_lock(path: Path) -> int | None:
+    """Return a descriptor that holds the file's exclusive flock, or None while another process holds it.
+
+    The lock lives as long as any copy of the descriptor: it passes to a child that inherits it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """Return all living processes below `pid`."""
+    import psutil
+
+    try:
+        return [child for child in psutil.Process(pid).children(recursive=True) if _lives(child)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def marked(marks: dict[str, str]) -> list[psutil.Process]:
+    """Return the living processes of this user whose environment holds all of `marks`, whatever their parents are.
+
+    A process that was started with another environment is not found.
+    """
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            environment = process.environ() if process.uids().real == os.getuid() else {}
+            if all(environment.get(name) == value for name, value in marks.items()) and _lives(process):
+                found.append(process)
+    return found
+
+
+def kill_all(*, below: int | None, marks: dict[str, str], deadline: float) -> bool:
+    """SIGKILL everything below `below` (a pid, or None) and all that carry `marks`, until none is left.
+
+    Rounds, because a process may fork while it is being looked for. Returns False when some are left after `deadline`
+    seconds (a process in uninterruptible sleep).
+    """
+    import psutil
+
+    until = time.monotonic() + deadline
+    left: list[psutil.Process] = []
+    while True:
+        left = _distinct([*left, *(descendants(below) if below else ()), *(marked(marks) if marks else ())])
+        if not left:
+            return True
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        _, left = psutil.wait_procs(left, timeout=max(0.0, min(0.5, until - time.monotonic())))
+        if time.monotonic() >= until:
+            return not left
+
+
+def _distinct(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in dict.fromkeys(processes) if process.pid != os.getpid() and _lives(process)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
