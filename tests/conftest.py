@@ -1,0 +1,53 @@
+"""What tests share: values of the model with sensible defaults, and where the trial inputs lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.model import OutputFormat, Params, Phase, Priority, Status, Task
+from utils.plan import VideoPlan
+
+ROOT = Path(__file__).resolve().parent.parent
+NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+
+def make_task(**changes: Any) -> Task:
+    """Return a queued task; `changes` replace fields."""
+    params = Params(
+        prompt="a person speaks",
+        size="384*256",
+        num_clip=50,
+        sample_steps=4,
+        output_format=OutputFormat.MP4,
+        seed=1,
+        enable_online_decode=False,
+    )
+    values: dict[str, Any] = {
+        "id": "gen_20261122_0000000000000001", "seq": 0, "tenant": "default", "status": Status.QUEUED, "version": 1,
+        "attempt": 0, "cancel_requested": False, "priority": Priority.NORMAL, "engine": "preview",
+        "profile": "preview_cpu", "params": params, "plan": VideoPlan(7, 290, 384, 256), "adjustments": (), "notes": (),
+        "metadata": {}, "submit_time": NOON, "updated_at": NOON, "start_time": None, "finish_time": None,
+        "work_seconds": 10.0, "estimated_seconds": 10.0, "phase": Phase.QUEUED, "progress": 0.0, "eta_seconds": None,
+        "slot": None, "runner": None, "heartbeat_at": None, "failure": None, "result": None,
+    }  # fmt: skip
+    return Task(**(values | changes))
+
+
+@pytest.fixture
+def task_factory() -> Callable[..., Task]:
+    return make_task
+
+
+@pytest.fixture(scope="session")
+def trial_inputs() -> Path:
+    """The folder of real portraits and voices, which is not part of the project."""
+    folder = Path(os.environ.get("AVATAR_TEST_INPUTS", ROOT.parent / "shared" / "inputs"))
+    if not folder.is_dir():
+        pytest.skip("no trial inputs here: AVATAR_TEST_INPUTS names a folder of portraits and voices")
+    return folder

@@ -1,0 +1,84 @@
+"""Estimates and progress: formulas by named cases."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.estimate import Learned, Work, expected_work, lesson, pace, queue_wait
+from tasks.model import Phase
+from tasks.profile import Estimate
+from utils.plan import VideoPlan
+
+PLAN = VideoPlan(clips=4, frames=100, width=704, height=384)
+RATES = Estimate(load_seconds=2.0, seconds_per_frame=0.1, seconds_per_clip_step=1.0)
+
+
+def test_work_is_loading_plus_frames_plus_clips_times_steps() -> None:
+    work = expected_work(RATES, None, PLAN, steps=3)
+    assert (work.load, work.generate) == (2.0, pytest.approx(100 * 0.1 + 4 * 3 * 1.0))
+
+
+def test_work_scales_with_pixels_but_loading_does_not() -> None:
+    half = VideoPlan(clips=4, frames=100, width=352, height=384)
+    work = expected_work(RATES, None, half, steps=3)
+    assert (work.load, work.generate) == (2.0, pytest.approx(11.0))
+
+
+def test_a_lesson_turns_the_next_estimate_towards_what_was_seen() -> None:
+    first = lesson("p", RATES, PLAN, 3, load=4.0, generate=44.0)
+    assert (first.load_seconds, first.rate_factor) == (4.0, pytest.approx(2.0))
+    assert expected_work(RATES, first, PLAN, 3).generate == pytest.approx(44.0)
+    second = first.merged(lesson("p", RATES, PLAN, 3, load=4.0, generate=22.0))
+    assert second.samples == 2
+    assert 1.0 < second.rate_factor < 2.0
+
+
+def test_many_lessons_converge_on_the_truth() -> None:
+    known = Learned("p", 1, 10.0, 5.0)
+    for _ in range(20):
+        known = known.merged(Learned("p", 1, 2.0, 1.0))
+    assert known.load_seconds == pytest.approx(2.0, rel=0.01)
+    assert known.rate_factor == pytest.approx(1.0, rel=0.01)
+
+
+def test_a_profile_without_rates_teaches_no_infinite_factor() -> None:
+    assert lesson("p", Estimate(), PLAN, 4, load=1.0, generate=3.0).rate_factor == 1.0
+
+
+WORK = Work(load=10.0, generate=90.0)
+
+
+@pytest.mark.parametrize(
+    ("phase", "fraction", "elapsed", "in_phase", "progress", "eta"),
+    [
+        (Phase.PREPARING, 0.0, 0.0, 0.0, 0.0, 100.0),
+        (Phase.LOADING_MODEL, 0.5, 5.0, 5.0, 0.049, 95.0),
+        (Phase.GENERATING, 0.0, 10.0, 0.0, 0.098, 90.0),
+        (Phase.GENERATING, 0.5, 55.0, 45.0, 0.539, 45.0),
+        # Twice as slow as guessed: at the half, half of the correction is believed.
+        (Phase.GENERATING, 0.5, 100.0, 90.0, 0.539, 67.5),
+        (Phase.ENCODING, 1.0, 100.0, 1.0, 0.998, 0.0),
+    ],
+)
+def test_pace(phase: Phase, fraction: float, elapsed: float, in_phase: float, progress: float, eta: float) -> None:
+    at = pace(WORK, phase, fraction, elapsed, in_phase)
+    assert at.progress == pytest.approx(progress, abs=1e-3)
+    assert at.eta_seconds == pytest.approx(eta, abs=1e-6)
+
+
+@given(
+    st.floats(0, 1e4), st.floats(0, 1e4), st.sampled_from(Phase), st.floats(-1, 2), st.floats(0, 1e5), st.floats(0, 1e5)
+)
+def test_pace_stays_in_range(
+    load: float, gen: float, phase: Phase, fraction: float, elapsed: float, in_phase: float
+) -> None:
+    at = pace(Work(load, gen), phase, fraction, elapsed, in_phase)
+    assert 0.0 <= at.progress <= 1.0
+    assert at.eta_seconds >= 0.0
+
+
+def test_a_queue_is_shared_by_its_slots() -> None:
+    assert queue_wait(60.0, 3) == 20.0
+    assert queue_wait(60.0, 0) == 60.0

@@ -1,0 +1,77 @@
+"""From exit status, log and file to an outcome: named cases."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.model import ErrorCode
+from tasks.verdict import EXCERPT_LINES, Output, Stopped, excerpt_of, judge_exit, judge_output, redact
+
+
+@pytest.mark.parametrize(
+    ("status", "stopped", "log", "code", "words"),
+    [
+        (
+            1,
+            None,
+            "loading\nValueError: no such voice\n",
+            ErrorCode.ENGINE_FAILED,
+            "status 1: ValueError: no such voice",
+        ),
+        (1, None, "", ErrorCode.ENGINE_FAILED, "status 1"),
+        (-9, None, "", ErrorCode.ENGINE_FAILED, "SIGKILL"),
+        (-11, None, "", ErrorCode.ENGINE_FAILED, "SIGSEGV"),
+        (1, None, "OSError: [Errno 28] No space left on device", ErrorCode.DISK_FULL, "disk is full"),
+        (-15, Stopped.TIMED_OUT, "", ErrorCode.TIMED_OUT, "30 s"),
+        (-15, Stopped.HUNG, "", ErrorCode.ENGINE_HUNG, "no sign of life for 30 s"),
+        (0, Stopped.HUNG, "", ErrorCode.ENGINE_HUNG, "no sign of life"),
+    ],
+)
+def test_a_failed_engine_gets_its_code_and_a_sentence(
+    status: int, stopped: Stopped | None, log: str, code: ErrorCode, words: str
+) -> None:
+    failure = judge_exit(status, stopped, 30.0, log)
+    assert failure is not None
+    assert failure.code is code
+    assert words in failure.message
+    assert "\n" not in failure.message
+
+
+def test_exit_0_means_look() -> None:
+    assert judge_exit(0, None, 0.0, "all fine") is None
+
+
+@pytest.mark.parametrize(
+    ("output", "extra", "words"),
+    [
+        (Output(0), 0, "no video"),
+        (Output(2), 0, "2 videos"),
+        (Output(1, defect="it has no audio stream"), 0, "no audio stream"),
+        (Output(1, frames=99), 15, "99 frames where 100"),
+        (Output(1, frames=101), 0, "101 frames where 100"),
+        (Output(1, frames=116), 15, "116 frames where 100"),
+    ],
+)
+def test_an_output_that_is_not_as_planned_is_refused(output: Output, extra: int, words: str) -> None:
+    failure = judge_output(output, planned=100, extra=extra, log_tail="")
+    assert failure is not None
+    assert failure.code is ErrorCode.ENGINE_OUTPUT_INVALID
+    assert words in failure.message
+
+
+@pytest.mark.parametrize(("frames", "extra"), [(100, 0), (100, 15), (115, 15)])
+def test_the_planned_frames_and_an_allowed_overshoot_pass(frames: int, extra: int) -> None:
+    assert judge_output(Output(1, frames=frames), 100, extra, "") is None
+
+
+def test_an_excerpt_is_the_last_lines_without_control_characters() -> None:
+    log = "\n".join(f"line {n}" for n in range(100)) + "\r\x1b[31mred\x1b[0m \x07bell\n\n"
+    lines = excerpt_of(log).splitlines()
+    assert len(lines) == EXCERPT_LINES
+    assert lines[-1] == "red bell"
+    assert max(map(len, excerpt_of("x" * 5000).splitlines())) <= 300
+
+
+def test_redaction_replaces_the_longest_path_first() -> None:
+    names = [("/srv", "<data>"), ("/srv/tasks/t", "<task>")]
+    assert redact("open /srv/tasks/t/in.wav and /srv/db", names) == "open <task>/in.wav and <data>/db"
