@@ -28,7 +28,7 @@ MAX_PATH_BYTES = 4096
 MAX_DEPTH = 64
 _CHUNK = 1 << 18
 _FILE_MODE = 0o640
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EISDIR,
             errno.ENXIO, errno.ENODEV, errno.EINVAL)  # fmt: skip
 _NO_LINKS_HERE = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -165,20 +165,23 @@ def save_stream(stream: Readable, destination: Path, max_bytes: int) -> SavedFil
                 raise TooLarge(max_bytes)
             digest.update(chunk)
             file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
     sync_folder(destination.parent)
     return SavedFile(size, digest.hexdigest())
 
 
 @contextlib.contextmanager
 def created(destination: Path) -> Iterator[BinaryIO]:
-    """Create `destination`, which must not exist, for writing; remove it again when the block fails in any way."""
+    """Create `destination`, which must not exist, for writing; its bytes are durable when the block ends.
+
+    When the block fails in any way, the file is removed again.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(destination, flags, _FILE_MODE)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
     except BaseException:
         destination.unlink(missing_ok=True)
         raise
@@ -189,7 +192,7 @@ def _storage() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL and not isinstance(error, StorageFull):
+        if error.errno in FULL and not isinstance(error, StorageFull):
             raise StorageFull from error
         raise
 
@@ -218,8 +221,6 @@ def link_or_copy(source: Path, destination: Path) -> None:
             return
         with source.open("rb") as reading, created(destination) as writing:
             shutil.copyfileobj(reading, writing, _CHUNK)
-            writing.flush()
-            os.fsync(writing.fileno())
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -228,13 +229,15 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises StorageFull; then the old content stands.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    with _storage(), created(temporary) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        # Inside the block, so that a rename that fails takes the temporary file with it.
-        temporary.rename(path)
-    sync_folder(path.parent)
+    with _storage():
+        with created(temporary) as file:
+            file.write(data)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
 
 
 def stored_name(suffix: str) -> str:
