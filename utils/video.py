@@ -220,7 +220,7 @@ def _transcode(
 
 def to_faststart(source: Path, destination: Path) -> None:
     """Copy an mp4's streams into the new file `destination` with the index in front; nothing is encoded again."""
-    # FFmpeg reopens the file by name to move the index, so it is given a name; `file:` keeps that from being a protocol.
+    # FFmpeg opens the file a second time to move the index, so it needs a name; `file:` keeps that a file name.
     with created(destination), _opened(source) as reading:
         picture, sound = _streams(reading)
         with av.open(f"file:{destination}", "w", format="mp4", options={"movflags": "+faststart"}) as writing:
