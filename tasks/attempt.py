@@ -39,22 +39,28 @@ TELL_SECONDS = 1.0
 """Progress is written at most this often, except for a change of phase and notes, which are written at once."""
 
 _SWEEP_SECONDS = 10.0
+_BUSY_SECONDS = 0.5
+"""A locked database must not keep this process from its engine: what cannot be told now is told later."""
 _TAIL_BYTES = 64 * 1024
 _RETRY_SECONDS = (0.1, 0.5, 1.0, 5.0, 15.0, 30.0)
 
 
 class Attempt:
-    """Owns one attempt until its end is recorded. `engine` is None when it could not start, for `problem`."""
+    """Owns one attempt until its end is recorded.
+
+    `engine` was started at `began` (monotonic seconds), or is None when it could not start, for `problem`. `slot` is
+    the descriptor that locks the slot.
+    """
 
     def __init__(
-        self, spec: AttemptSpec, url: str, engine: EngineProcess | None, problem: str, slot: int | None
+        self, spec: AttemptSpec, url: str, engine: EngineProcess | None, problem: str, slot: int | None, began: float
     ) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         self.spec, self.engine, self.problem, self.slot = spec, engine, problem, slot
         self.folder = Path(spec.folder)
-        self.store = Store(url, Path(spec.lock_folder))
+        self.store = Store(url, Path(spec.lock_folder), busy_seconds=_BUSY_SECONDS)
         self.work = Work(spec.expected_load, spec.expected_generate)
-        self.began = self.phase_began = self.sign_of_life = time.monotonic()
+        self.began = self.phase_began = self.sign_of_life = began
         self.phase, self.fraction, self.loaded = Phase.PREPARING, 0.0, None if engine else 0.0
         self.notes: list[Note] = []
         self.log_size = 0

@@ -44,7 +44,12 @@ class Launcher:
         spec = self._spec(task, profile, work)
         spec.save()
         folder = Path(spec.folder)
-        own = {DATABASE_VARIABLE: self.database_url, LOCK_VARIABLE: str(lock), "AVATAR_PYTHON": sys.executable}
+        own = {
+            DATABASE_VARIABLE: self.database_url,
+            LOCK_VARIABLE: str(lock),
+            "AVATAR_PYTHON": sys.executable,
+            "PYTHONUNBUFFERED": "1",
+        }
         with (folder / "runner.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "tasks.runner", spec.folder], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,

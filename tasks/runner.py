@@ -25,13 +25,14 @@ def main(argv: list[str]) -> int:
     os.umask(0o027)
     become_subreaper()
     slot = _take_slot(Path(spec.slot_lock))
+    began = time.monotonic()
     engine, problem = None, "the slot is still held by a process of an earlier task"
     if slot is not None:
         engine, problem = _start(spec, folder, slot)
 
     from tasks.attempt import Attempt  # the store and SQLAlchemy: 0.2 s that the engine need not wait for
 
-    return Attempt(spec, os.environ["AVATAR_DATABASE_URL"], engine, problem, slot).run()
+    return Attempt(spec, os.environ["AVATAR_DATABASE_URL"], engine, problem, slot, began).run()
 
 
 def _start(spec: AttemptSpec, folder: Path, slot: int) -> tuple[EngineProcess | None, str]:

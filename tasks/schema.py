@@ -144,14 +144,17 @@ estimates = Table(
 )
 
 
-def open_database(url: str) -> Engine:
-    """Return an engine for `url`; SQLite connections get the pragmas above, and `write=True` begins IMMEDIATE."""
+def open_database(url: str, busy_seconds: float = 30.0) -> Engine:
+    """Return an engine for `url`; SQLite connections get the pragmas above, and `write=True` begins IMMEDIATE.
+
+    `busy_seconds` is how long a writer waits for another one before it fails.
+    """
     options: dict[str, Any] = {"pool_pre_ping": True}
     if make_url(url).get_backend_name() != "sqlite":
         return create_engine(url, **options)
     # One connection a thread at most; a burst of web threads must not fail for want of a connection.
     engine = create_engine(
-        url, connect_args={"timeout": 30.0, "check_same_thread": False}, pool_size=8, max_overflow=-1
+        url, connect_args={"timeout": busy_seconds, "check_same_thread": False}, pool_size=8, max_overflow=-1
     )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -160,7 +163,7 @@ def open_database(url: str) -> Engine:
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
     connection.isolation_level = None  # the driver must not begin by itself: _begin_sqlite does
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 

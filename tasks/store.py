@@ -74,8 +74,10 @@ def utc_now() -> datetime:
 class Store:
     """All reads and writes of one database. Safe to share between threads; not to carry over a fork."""
 
-    def __init__(self, url: str, lock_folder: Path, now: Callable[[], datetime] = utc_now) -> None:
-        self._engine = open_database(url)
+    def __init__(
+        self, url: str, lock_folder: Path, now: Callable[[], datetime] = utc_now, busy_seconds: float = 30.0
+    ) -> None:
+        self._engine = open_database(url, busy_seconds)
         self._writing = self._engine.execution_options(write=True)
         self._now = now
         migrate(self._engine, lock_folder / "migrate.lock")

@@ -1,0 +1,111 @@
+"""A stand-in engine for tests: obeys the contract of scripts/README.md and does what FAKE_ENGINE tells it to.
+
+`copy` delivers the video FAKE_VIDEO; every other behaviour is a way to go wrong. Each start is noted in FAKE_STARTS, a
+line `<seconds since the epoch> <task> <attempt> <pid>`, so that tests can count starts and measure how soon they came.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+STARTED = time.time()
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+ARGUMENTS = dict(argument[2:].partition("=")[::2] for argument in sys.argv[1:])
+OUTPUT = ARGUMENTS.get("output_dir", ".")
+VIDEO = os.environ.get("FAKE_VIDEO", "")
+
+
+def say(word: str, **said: object) -> None:
+    os.write(int(os.environ["AVATAR_PROGRESS_FD"]), f"@{word} {json.dumps(said)}\n".encode())
+
+
+def copy() -> int:
+    say("progress", phase="generating", done=1, total=2)
+    name = "." + os.path.basename(VIDEO)
+    shutil.copy(VIDEO, os.path.join(OUTPUT, name))
+    os.rename(os.path.join(OUTPUT, name), os.path.join(OUTPUT, name[1:]))
+    return 0
+
+
+def slow_copy() -> int:
+    for done in range(1, 21):
+        say("progress", phase="generating", done=done, total=20)
+        time.sleep(float(os.environ.get("FAKE_SECONDS", "2")) / 20)
+    return copy()
+
+
+def fail() -> int:
+    print("loading weights")
+    print(f"RuntimeError: no such file {OUTPUT}/weights.bin", file=sys.stderr)
+    return 3
+
+
+def nothing() -> int:
+    return 0
+
+
+def garbage() -> int:
+    with open(os.path.join(OUTPUT, "video.mp4"), "wb") as file:
+        file.write(b"not a video" * 100)
+    return 0
+
+
+def two() -> int:
+    copy()
+    shutil.copy(VIDEO, os.path.join(OUTPUT, "another.mp4"))
+    return 0
+
+
+def truncated() -> int:
+    with open(VIDEO, "rb") as source, open(os.path.join(OUTPUT, "video.mp4"), "wb") as target:
+        target.write(source.read()[: os.path.getsize(VIDEO) * 2 // 3])
+    return 0
+
+
+def hang() -> int:
+    say("progress", phase="generating", done=1, total=100)
+    time.sleep(600)
+    return 0
+
+
+def chatter() -> int:
+    while True:
+        print("still here", flush=True)
+        time.sleep(0.1)
+
+
+def stubborn() -> int:
+    """Ignore SIGTERM, with a grandchild in a session of its own that does so too."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    subprocess.Popen([sys.executable, "-c", child], start_new_session=True)
+    return hang()
+
+
+def leave_a_child() -> int:
+    """Succeed, but leave a process behind in a session of its own."""
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    return copy()
+
+
+def dump() -> int:
+    with open(os.path.join(OUTPUT, "..", "seen.json"), "w") as file:
+        json.dump({"argv": sys.argv[1:], "environ": dict(os.environ), "cwd": os.getcwd()}, file)
+    return copy()
+
+
+def main() -> int:
+    with open(os.environ["FAKE_STARTS"], "a") as file:
+        file.write(f"{STARTED:.6f} {os.environ['AVATAR_TASK_ID']} {os.environ['AVATAR_ATTEMPT']} {os.getpid()}\n")
+    return int(globals()[os.environ.get("FAKE_ENGINE", "copy")]())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

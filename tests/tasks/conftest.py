@@ -1,0 +1,133 @@
+"""A TaskManager with a scheduler, stand-in engines and inputs, all in a folder of the test's own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import psutil
+import pytest
+import yaml
+from PIL import Image
+
+from config_loader import load_engines, load_settings
+from task_manager import PreparedInput, Submission, TaskManager
+from tasks.model import OutputFormat, Priority, Task
+from tests.conftest import ROOT
+from utils.media import AudioFacts, ImageFacts
+from utils.process import marked
+
+FRAMES, SECONDS = 25, 1.0
+
+
+def write_video(path: Path, frames: int = FRAMES, sound: bool = True) -> Path:
+    """Write an mp4 of 64x64 pixels at 25 frames a second, with sound of the same length."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        audio = container.add_stream("aac", rate=48_000) if sound else None
+        for number in range(frames):
+            picture = np.full((64, 64, 3), number * 9 % 256, np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode())
+        if audio is not None:
+            tone = av.AudioFrame.from_ndarray(np.zeros((1, frames * 1920), np.float32), format="fltp", layout="mono")
+            tone.sample_rate = 48_000
+            container.mux(audio.encode(tone))
+            container.mux(audio.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def ready_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("video") / "ready.mp4")
+
+
+class Bench:
+    """A service without its HTTP: submit, wait, look."""
+
+    def __init__(self, folder: Path, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.video, self.monkeypatch = folder, video, monkeypatch
+        self.starts = folder / "starts.txt"
+        self.starts.touch()
+        self.managers: list[TaskManager] = []
+        self.inputs = folder / "given"
+        self.inputs.mkdir()
+        Image.new("RGB", (64, 64), "navy").save(self.inputs / "image.png")
+        (self.inputs / "audio.wav").write_bytes(b"RIFF")  # the stand-in engines do not listen
+
+    def open(self, behaviour: str = "copy", settings: dict[str, Any] | None = None, **profile: Any) -> TaskManager:
+        """Return a started manager whose only engine is the stand-in with this behaviour."""
+        row = {
+            "name": "only",
+            "script": str(ROOT / "tests" / "fakes" / "engine.sh"),
+            "grace_seconds": 1.0,
+            "env": {"FAKE_ENGINE": behaviour, "FAKE_VIDEO": str(self.video), "FAKE_STARTS": str(self.starts)},
+        }
+        row = {**row, **profile, "env": {**row["env"], **profile.get("env", {})}}
+        table = self.folder / "engines.yaml"
+        table.write_text(yaml.safe_dump({"engines": {"fake": {"profiles": [row]}}}))
+        base = {
+            "data_dir": str(self.folder / "data"),
+            "engines": {"table": str(table)},
+            "runner": {"poll_seconds": 0.05},
+        }
+        loaded = load_settings({**base, **(settings or {})})
+        manager = TaskManager(loaded, load_engines(loaded))
+        self.managers.append(manager)
+        manager.start()
+        return manager
+
+    def submit(self, manager: TaskManager, **changes: Any) -> Task:
+        values: dict[str, Any] = {
+            "tenant": "default", "prompt": "a person speaks", "size": "384*256", "num_clip": 50, "sample_steps": 4,
+            "output_format": OutputFormat.MP4, "seed": None, "enable_online_decode": False, "engine": "auto",
+            "priority": Priority.NORMAL, "metadata": {}, "idempotency_key": None,
+            "image": PreparedInput(self.inputs / "image.png", ImageFacts(64, 64), "i"),
+            "audio": PreparedInput(self.inputs / "audio.wav", AudioFacts(SECONDS, 16_000, 1, 16_000), "a"),
+        }  # fmt: skip
+        return manager.submit(Submission(**(values | changes)), lambda view: view.task.id).task
+
+    def until(self, manager: TaskManager, task: Task, holds: Callable[[Task], bool], seconds: float = 30.0) -> Task:
+        """Return the task once `holds` is true of it; fail loudly after `seconds`."""
+        deadline, pause = time.monotonic() + seconds, threading.Event()
+        while True:
+            seen = manager.view(task.id, task.tenant).task
+            if holds(seen):
+                return seen
+            assert time.monotonic() < deadline, f"still {seen.status} {seen.phase} {seen.progress} after {seconds} s"
+            pause.wait(0.01)
+
+    def ended(self, manager: TaskManager, task: Task, seconds: float = 30.0) -> Task:
+        return self.until(manager, task, lambda seen: seen.status.ended, seconds)
+
+    def starts_of(self, task: Task) -> list[list[str]]:
+        return [line for line in map(str.split, self.starts.read_text().splitlines()) if line[1] == task.id]
+
+    def processes_of(self, task: Task) -> list[psutil.Process]:
+        return marked({"AVATAR_TASK_ID": task.id})
+
+    def left_of(self, task: Task) -> list[psutil.Process]:
+        """The engine's processes: all of the task's but its runner, which is on its way out when the row says so."""
+        return [process for process in self.processes_of(task) if task.runner is None or process.pid != task.runner.pid]
+
+    def close(self) -> None:
+        for manager in self.managers:
+            manager.stop()
+            for task in manager.store.processing():
+                for process in self.processes_of(task):
+                    process.kill()
+            manager.store.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, ready_video: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    made = Bench(tmp_path, ready_video, monkeypatch)
+    yield made
+    made.close()

@@ -1,0 +1,279 @@
+"""Real runners around stand-in engines: what ends how, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from task_manager import TaskGone
+from tasks.model import ErrorCode, OutputFormat, Phase, Status
+from tests.tasks.conftest import FRAMES, Bench, write_video
+from utils.process import try_lock
+
+
+def test_a_video_as_planned_is_published_whole(bench: Bench) -> None:
+    manager = bench.open()
+    task = bench.ended(manager, bench.submit(manager))
+    assert task.status is Status.COMPLETED, task.failure
+    video = task.result.video
+    assert (video.frames, video.video_codec, video.audio_codec, task.progress) == (FRAMES, "h264", "aac", 1.0)
+    assert manager.result_file(task, "video.mp4").stat().st_size == video.size_bytes
+    assert manager.result_file(task, "poster.jpg").read_bytes()[:3] == b"\xff\xd8\xff"
+    head = manager.result_file(task, "video.mp4").read_bytes()
+    assert head.index(b"moov") < head.index(b"mdat")
+    assert len(bench.starts_of(task)) == 1
+
+
+def test_an_engine_that_only_makes_mp4_still_delivers_webm(bench: Bench) -> None:
+    manager = bench.open()
+    task = bench.ended(manager, bench.submit(manager, output_format=OutputFormat.WEBM))
+    assert task.status is Status.COMPLETED, task.failure
+    assert (task.result.video.video_codec, task.result.video.audio_codec) == ("vp9", "opus")
+    assert task.result.video.frames == FRAMES
+    assert task.result.video_name == "video.webm"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code", "words"),
+    [
+        ("fail", ErrorCode.ENGINE_FAILED, "status 3: RuntimeError: no such file"),
+        ("nothing", ErrorCode.ENGINE_OUTPUT_INVALID, "no video"),
+        ("garbage", ErrorCode.ENGINE_OUTPUT_INVALID, "cannot be used"),
+        ("two", ErrorCode.ENGINE_OUTPUT_INVALID, "2 videos"),
+        ("truncated", ErrorCode.ENGINE_OUTPUT_INVALID, ""),
+    ],
+)
+def test_what_an_engine_did_wrong_is_said(bench: Bench, behaviour: str, code: ErrorCode, words: str) -> None:
+    manager = bench.open(behaviour)
+    task = bench.ended(manager, bench.submit(manager))
+    assert (task.status, task.failure.code, task.result) == (Status.FAILED, code, None)
+    assert words in task.failure.message
+    assert str(bench.folder) not in task.failure.message + task.failure.log_excerpt
+    assert not manager.folders.result(task.id, 1).exists()
+    assert task.attempt == 1, "an engine that fails by itself is not tried again"
+
+
+@pytest.mark.parametrize(("frames", "sound"), [(FRAMES + 1, True), (FRAMES - 1, True), (FRAMES, False)])
+def test_a_video_of_another_length_or_without_sound_is_refused(bench: Bench, frames: int, sound: bool) -> None:
+    bench.video = write_video(bench.folder / "other.mp4", frames, sound)
+    manager = bench.open()
+    task = bench.ended(manager, bench.submit(manager))
+    assert (task.status, task.failure.code) == (Status.FAILED, ErrorCode.ENGINE_OUTPUT_INVALID)
+
+
+def test_an_engine_that_muxes_by_itself_may_pass_the_plan(bench: Bench) -> None:
+    bench.video = write_video(bench.folder / "longer.mp4", FRAMES + 15)
+    manager = bench.open(extra_frames=15)
+    assert bench.ended(manager, bench.submit(manager)).status is Status.COMPLETED
+
+
+def test_a_script_that_cannot_start_is_a_failure_with_a_reason(bench: Bench) -> None:
+    script = bench.folder / "broken.sh"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    manager = bench.open(script=str(script))
+    task = bench.ended(manager, bench.submit(manager))
+    assert (task.status, task.failure.code) == (Status.FAILED, ErrorCode.ENGINE_FAILED)
+    assert "cannot be started" in task.failure.message
+
+
+def test_a_silent_engine_is_stopped_and_called_hung(bench: Bench) -> None:
+    manager = bench.open("hang", silence_timeout_seconds=0.7)
+    task = bench.ended(manager, bench.submit(manager))
+    assert (task.status, task.failure.code) == (Status.FAILED, ErrorCode.ENGINE_HUNG)
+    assert bench.left_of(task) == []
+
+
+def test_an_engine_that_only_talks_is_stopped_at_its_time(bench: Bench) -> None:
+    manager = bench.open("chatter", run_timeout_seconds=0.8, silence_timeout_seconds=5.0)
+    task = bench.ended(manager, bench.submit(manager))
+    assert (task.status, task.failure.code) == (Status.FAILED, ErrorCode.TIMED_OUT)
+
+
+def test_cancelling_a_queued_task_takes_it_out_of_the_queue(bench: Bench) -> None:
+    manager = bench.open("hang", settings={"slots": {"cpu": 1}})
+    first, second = bench.submit(manager), bench.submit(manager)
+    bench.until(manager, first, lambda task: task.status is Status.PROCESSING)
+    assert manager.delete(second.id, "default").task.status is Status.CANCELLED
+    manager.delete(first.id, "default")
+    bench.ended(manager, first)
+    assert bench.starts_of(second) == []
+
+
+@pytest.mark.parametrize(("behaviour", "limit"), [("hang", 2.0), ("stubborn", 1.0 + 2.0)])
+def test_cancelled_means_that_no_process_is_left(bench: Bench, behaviour: str, limit: float) -> None:
+    manager = bench.open(behaviour)
+    task = bench.submit(manager)
+    task = bench.until(manager, task, lambda seen: seen.phase is Phase.GENERATING)
+    if behaviour == "stubborn":
+        assert len(bench.processes_of(task)) >= 3  # runner, engine and its grandchild
+    began = time.monotonic()
+    view = manager.delete(task.id, "default")
+    assert (view.task.status, view.task.cancel_requested) == (Status.PROCESSING, True)
+    task = bench.ended(manager, task)
+    assert time.monotonic() - began < limit
+    assert task.status is Status.CANCELLED
+    assert bench.left_of(task) == []
+    assert task.failure is None
+
+
+def test_a_child_that_a_finished_engine_left_is_killed(bench: Bench) -> None:
+    manager = bench.open("leave_a_child")
+    task = bench.ended(manager, bench.submit(manager))
+    assert task.status is Status.COMPLETED, task.failure
+    assert bench.left_of(task) == []
+
+
+def test_progress_reaches_the_row_at_most_once_a_second_and_at_each_phase(bench: Bench) -> None:
+    manager = bench.open("slow_copy", env={"FAKE_SECONDS": "2.4"})
+    task = bench.submit(manager)
+    seen = []
+
+    def look(now: object) -> bool:
+        seen.append((now.version, now.phase, now.progress))
+        return now.status.ended
+
+    bench.until(manager, task, look)
+    told = sorted(set(seen))
+    generating = [version for version, phase, _ in told if phase is Phase.GENERATING]
+    assert 2 <= len(set(generating)) <= 5
+    assert [progress for _, _, progress in told] == sorted(progress for _, _, progress in told)
+    assert told[-1][1:] == (Phase.DONE, 1.0)
+
+
+def test_the_engine_sees_its_contract_and_nothing_more(bench: Bench) -> None:
+    bench.monkeypatch.setenv("LD_PRELOAD", "")
+    bench.monkeypatch.setenv("BASH_ENV", "/dev/null")
+    bench.monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    bench.monkeypatch.setenv("SECRET_TOKEN", "canary")
+    bench.monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    bench.monkeypatch.setenv("EXTRA_ONE", "passed on")
+    prompt = '--save_file=/etc/x; $(touch x) `id` \'a\' "b" *\n@progress {"phase": "done"}'
+    manager = bench.open("dump", settings={"engine_env_passthrough": "EXTRA_*"}, args=["--fp8", "x y"])
+    task = bench.ended(manager, bench.submit(manager, prompt=prompt, seed=7, enable_online_decode=True))
+    assert task.status is Status.COMPLETED, task.failure
+    folder = manager.folders.attempt(task.id, 1)
+    seen = json.loads((folder / "seen.json").read_text())
+    inputs = manager.folders.inputs(task.id)
+    assert seen["argv"] == [
+        f"--prompt={prompt}", f"--image={inputs}/image.png", f"--audio={inputs}/audio.wav", "--size=384*256",
+        "--num_clip=50", "--sample_steps=4", "--seed=7", f"--output_dir={folder}/out", "--enable_online_decode",
+        "--fp8", "x y",
+    ]  # fmt: skip
+    assert seen["cwd"] == str(folder)
+    environ = seen["environ"]
+    assert (environ["AVATAR_TASK_ID"], environ["AVATAR_ATTEMPT"]) == (task.id, "1")
+    assert (environ["HF_HUB_OFFLINE"], environ["EXTRA_ONE"]) == ("1", "passed on")
+    assert Path(environ["AVATAR_PYTHON"]).exists()
+    absent = {"LD_PRELOAD", "BASH_ENV", "PYTHONPATH", "SECRET_TOKEN", "AVATAR_DATABASE_URL", "AVATAR_ATTEMPT_LOCK_FD"}
+    assert absent.isdisjoint(environ)
+    assert list(bench.folder.glob("**/x")) == []
+
+
+def test_notes_of_the_engine_reach_the_task(bench: Bench) -> None:
+    script = bench.folder / "noting.sh"
+    script.write_text(
+        "#!/usr/bin/env bash\n"
+        """echo '@note {"code": "no_face", "message": "none found"}' >&"$AVATAR_PROGRESS_FD"\n"""
+        'cp "$FAKE_VIDEO" "${8#--output_dir=}/video.mp4"\n'
+    )
+    script.chmod(0o755)
+    manager = bench.open(script=str(script))
+    task = bench.ended(manager, bench.submit(manager))
+    assert task.status is Status.COMPLETED, task.failure
+    assert [note.code for note in task.notes] == ["no_face"]
+
+
+def test_a_killed_runner_takes_its_engine_along_and_the_task_gets_another_attempt(bench: Bench) -> None:
+    manager = bench.open("hang")
+    task = bench.submit(manager)
+    task = bench.until(manager, task, lambda seen: seen.phase is Phase.GENERATING and seen.runner is not None)
+    engine = int(bench.starts_of(task)[0][3])
+    os.kill(task.runner.pid, signal.SIGKILL)
+    task = bench.until(manager, task, lambda seen: seen.attempt == 2 and seen.phase is Phase.GENERATING)
+    assert not psutil.pid_exists(engine) or psutil.Process(engine).status() == psutil.STATUS_ZOMBIE
+    os.kill(task.runner.pid, signal.SIGKILL)
+    task = bench.ended(manager, task)
+    assert (task.status, task.failure.code, task.attempt) == (Status.FAILED, ErrorCode.INTERRUPTED, 2)
+    assert bench.left_of(task) == []
+
+
+def test_a_task_outlives_its_manager_and_the_next_one_adopts_it(bench: Bench) -> None:
+    first = bench.open("slow_copy", env={"FAKE_SECONDS": "1.5"})
+    task = bench.submit(first)
+    bench.until(first, task, lambda seen: seen.phase is Phase.GENERATING)
+    first.stop()
+    second = bench.open("slow_copy")
+    ended = bench.ended(second, task)
+    assert (ended.status, ended.attempt) == (Status.COMPLETED, 1)
+    assert len(bench.starts_of(task)) == 1
+
+
+def test_an_end_that_the_runner_could_not_record_is_recorded_for_it(bench: Bench) -> None:
+    manager = bench.open("slow_copy", env={"FAKE_SECONDS": "4"})
+    task = bench.submit(manager)
+    task = bench.until(manager, task, lambda seen: seen.runner is not None)
+    # Hold the write lock, so that the runner can publish but not say so; then kill it while it tries.
+    finish = manager.folders.attempt(task.id, 1) / "finish.json"
+    with manager.store._writing.begin():
+        deadline = time.monotonic() + 20
+        while not finish.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(task.runner.pid, signal.SIGKILL)
+    task = bench.ended(manager, task)
+    assert (task.status, task.attempt) == (Status.COMPLETED, 1)
+    assert manager.result_file(task, "video.mp4").is_file()
+
+
+def test_deleting_an_ended_task_removes_all_of_it(bench: Bench) -> None:
+    manager = bench.open()
+    task = bench.ended(manager, bench.submit(manager))
+    assert manager.delete(task.id, "default") is None
+    with pytest.raises(TaskGone):
+        manager.view(task.id, "default")
+    left = [path for path in manager.folders.data.rglob("*") if task.id in str(path)]
+    assert left == []
+
+
+def test_finished_tasks_correct_the_estimate_and_a_restart_keeps_it(bench: Bench) -> None:
+    manager = bench.open(
+        "slow_copy", env={"FAKE_SECONDS": "1"}, estimate={"load_seconds": 50.0, "seconds_per_frame": 2.0}
+    )
+    first = bench.submit(manager)
+    bench.ended(manager, first)
+    manager.stop()
+    again = bench.open(
+        "slow_copy", env={"FAKE_SECONDS": "1"}, estimate={"load_seconds": 50.0, "seconds_per_frame": 2.0}
+    )
+    second = bench.submit(again)
+    assert first.estimated_seconds > 50.0
+    assert second.estimated_seconds < 10.0
+
+
+def test_only_one_of_two_managers_schedules_and_the_other_takes_over(bench: Bench) -> None:
+    first = bench.open()
+    second = bench.open()
+    tasks = [bench.submit(second) for _ in range(3)]
+    for task in tasks:
+        assert bench.ended(second, task).status is Status.COMPLETED
+    first.stop()
+    task = bench.ended(second, bench.submit(second))
+    assert task.status is Status.COMPLETED
+    assert len(bench.starts.read_text().splitlines()) == 4
+
+
+def test_a_slot_that_is_still_held_is_waited_for(bench: Bench) -> None:
+    manager = bench.open()
+    held = try_lock(manager.folders.slots / "cpu-0.lock")
+    task = bench.submit(manager)
+    task = bench.until(manager, task, lambda seen: seen.status is Status.PROCESSING)
+    assert bench.starts_of(task) == []
+    os.close(held)
+    assert bench.ended(manager, task).status is Status.COMPLETED

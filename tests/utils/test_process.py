@@ -1,0 +1,116 @@
+"""Real processes: told apart, found wherever they fled, and killed until none is left."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from utils.process import LINUX, boot_id, descendants, is_alive, kill_all, marked, start_time, try_lock, watch
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+# A shell that starts a sleeper in another session, says its pid and ends, so that the sleeper is an orphan.
+FLEE = (
+    "import subprocess as s, sys\n"
+    "p = s.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True, stdout=s.DEVNULL,"
+    " stderr=s.DEVNULL)\n"
+    "print(p.pid)"
+)
+
+
+@pytest.fixture
+def mark() -> dict[str, str]:
+    return {"AVATAR_TEST_MARK": uuid.uuid4().hex}
+
+
+@pytest.fixture
+def sleeper(mark: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(SLEEP, env={**os.environ, **mark})
+    yield process
+    process.kill()
+    process.wait(10)
+
+
+def test_a_process_is_its_pid_and_its_start(sleeper: subprocess.Popen[bytes]) -> None:
+    started = start_time(sleeper.pid)
+    assert started is not None
+    assert is_alive(sleeper.pid, started)
+    assert not is_alive(sleeper.pid, started - 1), "a reused pid is another process"
+    sleeper.kill()
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
+    assert not is_alive(sleeper.pid, started), "a zombie is dead"
+
+
+def test_no_process_has_no_start() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait(20)
+    assert start_time(child.pid) is None
+    assert not is_alive(child.pid, 1)
+    assert descendants(child.pid) == []
+
+
+def test_the_boot_id_is_stable() -> None:
+    assert boot_id() == boot_id() != ""
+
+
+@pytest.mark.skipif(not LINUX, reason="pidfds are Linux's")
+def test_a_watched_process_tells_its_death(sleeper: subprocess.Popen[bytes]) -> None:
+    descriptor = watch(sleeper.pid)
+    assert select.select([descriptor], [], [], 0)[0] == []
+    sleeper.kill()
+    assert select.select([descriptor], [], [], 10)[0] == [descriptor]
+    os.close(descriptor)
+    sleeper.wait(10)
+    assert watch(sleeper.pid) is None
+
+
+def test_a_lock_excludes_and_lives_as_long_as_its_last_holder(tmp_path: Path) -> None:
+    lock = try_lock(tmp_path / "lock")
+    assert try_lock(tmp_path / "lock") is None
+    heir = subprocess.Popen(SLEEP, pass_fds=(lock,))
+    os.close(lock)
+    assert try_lock(tmp_path / "lock") is None, "the child inherited it"
+    heir.kill()
+    heir.wait(10)
+    again = try_lock(tmp_path / "lock")
+    assert again is not None
+    os.close(again)
+
+
+def test_an_orphan_in_another_session_is_found_by_its_mark_and_killed(mark: dict[str, str]) -> None:
+    parent = subprocess.run([sys.executable, "-c", FLEE], env={**os.environ, **mark}, capture_output=True, timeout=30)
+    orphan = int(parent.stdout)
+    assert [process.pid for process in marked(mark)] == [orphan]
+    assert marked({**mark, "AVATAR_TEST_OTHER": "x"}) == []
+    assert kill_all(below=None, marks=mark, deadline=5)
+    assert marked(mark) == []
+
+
+def test_everything_below_a_process_is_killed_but_not_the_process(mark: dict[str, str]) -> None:
+    nest = (
+        "import subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print('up', flush=True)\ntime.sleep(600)"
+    )
+    keeper = subprocess.Popen([sys.executable, "-c", nest], stdout=subprocess.PIPE, env={**os.environ, **mark})
+    assert keeper.stdout is not None
+    assert keeper.stdout.readline() == b"up\n"
+    assert len(descendants(keeper.pid)) == 1
+    assert kill_all(below=keeper.pid, marks={}, deadline=5)
+    assert descendants(keeper.pid) == []
+    assert keeper.poll() is None
+    keeper.kill()
+    keeper.wait(10)
+    keeper.stdout.close()
+
+
+def test_killing_nothing_succeeds(mark: dict[str, str]) -> None:
+    assert kill_all(below=None, marks=mark, deadline=1)
+    assert psutil.pid_exists(os.getpid())
