@@ -1,0 +1,124 @@
+"""Answers: what the layers below know, in the shapes of api_schema, and the responses that carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from flask import Response
+
+from api_schema import (
+    VERSION,
+    Accepted,
+    AdjustmentAnswer,
+    Answer,
+    EngineAnswer,
+    GpuAnswer,
+    HealthAnswer,
+    NoteAnswer,
+    ParamsAnswer,
+    Plan,
+    PriorityName,
+    QueueAnswer,
+    TaskAnswer,
+    UploadAnswer,
+    VideoAnswer,
+)
+from task_manager import Health, TaskView
+from tasks.model import Priority, Result, Task
+from tasks.store import Upload
+
+JSON = "application/json"
+
+_PRIORITY_NAMES: Mapping[Priority, PriorityName] = {
+    Priority.LOW: "low",
+    Priority.NORMAL: "normal",
+    Priority.HIGH: "high",
+}
+
+
+def respond(answer: Answer, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Send an answer. Clients may keep it, but must ask whether it still holds."""
+    return respond_text(answer.model_dump_json(by_alias=True), status, headers)
+
+
+def respond_text(body: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """Send an answer that is JSON already."""
+    return Response(body, status, {"Cache-Control": "private, no-cache", **(headers or {})}, content_type=JSON)
+
+
+def status_url(task_id: str) -> str:
+    return f"/api/v1/task/{task_id}"
+
+
+def accepted(view: TaskView) -> Accepted:
+    """Return what a client is told when its task is accepted."""
+    return Accepted(**_basics(view))
+
+
+def task_answer(view: TaskView) -> TaskAnswer:
+    """Return a task as it is now."""
+    task = view.task
+    return TaskAnswer(
+        **_basics(view), **_outcome(task), start_time=task.start_time, finish_time=task.finish_time,
+        updated_at=task.updated_at, progress=task.progress, phase=task.phase, eta_seconds=view.eta_seconds,
+        attempt=task.attempt, cancel_requested=task.cancel_requested, priority=_PRIORITY_NAMES[task.priority],
+        params=ParamsAnswer(**asdict(task.params)), metadata=dict(task.metadata), expires_at=None,
+    )  # fmt: skip
+
+
+def upload_answer(upload: Upload) -> UploadAnswer:
+    """Return what a client is told of what it uploaded."""
+    facts = asdict(upload)
+    return UploadAnswer.model_validate(
+        {name: facts[name] for name in ("path", "size_bytes", "sha256", "media")} | {"type": upload.kind}
+    )
+
+
+def health_answer(health: Health) -> HealthAnswer:
+    """Return whether new tasks can be run now."""
+    return HealthAnswer(
+        status="degraded" if health.reasons else "healthy", model_loaded=health.model_loaded, version=VERSION,
+        engines=[EngineAnswer.model_validate(asdict(engine)) for engine in health.engines],
+        gpus=[GpuAnswer(**asdict(gpu)) for gpu in health.gpus],
+        queue=QueueAnswer(queued=health.queued, processing=health.processing), reasons=list(health.reasons),
+    )  # fmt: skip
+
+
+def _basics(view: TaskView) -> dict[str, Any]:
+    task, plan = view.task, view.task.plan
+    return {
+        "task_id": task.id, "status": task.status, "submit_time": task.submit_time,
+        "estimated_duration": task.estimated_seconds, "queue_position": view.queue_position, "engine": task.engine,
+        "profile": task.profile, "status_url": status_url(task.id),
+        "plan": Plan(
+            clips=plan.clips, frames=plan.frames, video_seconds=plan.video_seconds, width=plan.width,
+            height=plan.height, fps=plan.fps,
+        ),
+        "adjustments": [AdjustmentAnswer(**asdict(adjustment)) for adjustment in task.adjustments],
+        "notes": [NoteAnswer(code=note.code, message=note.message) for note in task.notes],
+    }  # fmt: skip
+
+
+def _outcome(task: Task) -> dict[str, Any]:
+    """Return the fields that only an ended task has; all are null before."""
+    took = (task.finish_time - task.start_time) if task.finish_time and task.start_time else None
+    failure, result = task.failure, task.result
+    return _files(task.id, result) | {
+        "processing_seconds": took.total_seconds() if took and result else None,
+        "error": failure.message if failure else None, "error_code": failure.code if failure else None,
+        "log_excerpt": failure.log_excerpt if failure else None,
+    }  # fmt: skip
+
+
+def _files(task_id: str, result: Result | None) -> dict[str, Any]:
+    if result is None:
+        return dict.fromkeys(("output_video_url", "poster_url", "duration_seconds", "video"))
+    video = asdict(result.video)
+    seconds = video.pop("duration_seconds")
+    return {
+        "output_video_url": f"/results/{task_id}/{result.video_name}",
+        "poster_url": f"/results/{task_id}/{result.poster_name}",
+        "duration_seconds": seconds, "video": VideoAnswer(**video),
+    }  # fmt: skip

@@ -1,0 +1,47 @@
+"""Published files: whole, in ranges, or as an attachment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from flask import Response, request, send_file
+
+from api_schema import ResultQuery
+from task_manager import TaskManager
+from web.callers import current_tenant
+from web.errors import ApiError, Code
+from web.parse import parse_query
+from web.tasks import known_id
+
+TYPES: Mapping[str, str] = {
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".png": "image/png",
+}
+_ONE_RANGE = re.compile(r"bytes=(?:[0-9]{1,18}-[0-9]{0,18}|-[0-9]{1,18})")
+
+
+def send(manager: TaskManager, task_id: str, name: str) -> Response:
+    """Answer with one published file of a task."""
+    as_attachment = parse_query(ResultQuery).download == "1"
+    view = manager.view(known_id(task_id), current_tenant())
+    try:
+        path = manager.result_file(view.task, name)
+        response = _file(path, as_attachment)
+    except FileNotFoundError:
+        raise ApiError(Code.NOT_FOUND, "the task has no such file") from None
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Cache-Control"] = "private, no-cache"
+    return response
+
+
+def _file(path: Path, as_attachment: bool) -> Response:
+    # RFC 9110 lets a server ignore a Range that it does not understand; several ranges at once are of no use here.
+    if not _ONE_RANGE.fullmatch(request.headers.get("Range", "")):
+        request.environ.pop("HTTP_RANGE", None)
+    kind = TYPES.get(path.suffix, "application/octet-stream")
+    return send_file(path, kind, as_attachment, download_name=f"{path.parent.parent.name}{path.suffix}")

@@ -1,0 +1,142 @@
+"""Reading and ending tasks: one, many, its log."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from pathlib import Path
+
+from flask import Response, request
+
+from api_schema import TASK_ID, LogQuery, TaskQuery, TasksAnswer, TasksQuery
+from task_manager import TaskManager, TaskUnknown, TaskView
+from tasks.model import Status, Task
+from utils.file_handler import open_under
+from web import answers
+from web.callers import current_tenant
+from web.errors import invalid
+from web.parse import parse_query
+from web.waiting import Waiting
+
+LOG_BYTES = 2**20
+"""Most bytes of a log in one answer."""
+
+_TASK_ID = re.compile(TASK_ID)
+_CURSOR = re.compile(r"before:([1-9][0-9]{0,18})")
+
+
+def known_id(task_id: str) -> str:
+    """Return a well-formed task id; no row and no file is touched for any other. Raises TaskUnknown."""
+    if not _TASK_ID.fullmatch(task_id):
+        raise TaskUnknown
+    return task_id
+
+
+def tag_of(view: TaskView) -> str:
+    """Return what the entity tag says: it changes with the row and with the position, not with the clock."""
+    return f"{view.task.version}-{view.queue_position or 0}"
+
+
+def show(manager: TaskManager, waiting: Waiting, task_id: str) -> Response:
+    """Answer with the task, at once or when it has changed, or with 304."""
+    seconds = parse_query(TaskQuery).wait
+    tenant, sent = current_tenant(), request.if_none_match
+    view = manager.view(known_id(task_id), tenant)
+    turned_away = False
+    if seconds is not None:
+        since = tag_of(view)
+
+        def changed(now: TaskView) -> bool:
+            return not (sent.contains_weak(tag_of(now)) if sent else tag_of(now) == since)
+
+        view, turned_away = waiting.until(
+            lambda: manager.view(task_id, tenant), lambda now: now.task.status.ended or changed(now), seconds
+        )
+    return _task_response(view, turned_away)
+
+
+def _task_response(view: TaskView, turned_away: bool) -> Response:
+    headers = {}
+    if not view.task.status.ended:
+        headers["Retry-After"] = str(_BUSY_HINT if turned_away else _ask_again(view))
+    response = answers.respond(answers.task_answer(view), headers=headers)
+    response.set_etag(tag_of(view), weak=True)
+    response.make_conditional(request)
+    return response
+
+
+_BUSY_HINT = 5
+
+
+def _ask_again(view: TaskView) -> int:
+    """Return after how many seconds a client without `?wait` does well to ask again: 1 to 30, a tenth of the rest."""
+    return max(1, min(30, round((view.eta_seconds or 0.0) / 10)))
+
+
+def page(manager: TaskManager) -> Response:
+    """Answer with a page of tasks, newest first."""
+    query = parse_query(TasksQuery)
+    before = _read_cursor(query.cursor) if query.cursor else None
+    views = manager.page(current_tenant(), query.status, query.limit + 1, before)
+    shown, more = views[: query.limit], len(views) > query.limit
+    cursor = _cursor(shown[-1].task) if more else None
+    return answers.respond(TasksAnswer(tasks=[answers.task_answer(view) for view in shown], next_cursor=cursor))
+
+
+def _cursor(task: Task) -> str:
+    return base64.urlsafe_b64encode(f"before:{task.seq}".encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> int:
+    try:
+        text = base64.urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4)).decode()
+    except ValueError:
+        text = ""
+    found = _CURSOR.fullmatch(text)
+    if found is None or int(found[1]) >= 2**63:
+        raise invalid("cursor", "is not a next_cursor of this service")
+    return int(found[1])
+
+
+def delete(manager: TaskManager, task_id: str) -> Response:
+    """Cancel the task, ask it to end, or remove it."""
+    view = manager.delete(known_id(task_id), current_tenant())
+    if view is None:
+        return Response(status=204)
+    return answers.respond(answers.task_answer(view), 202 if view.task.status is Status.PROCESSING else 200)
+
+
+def log(manager: TaskManager, task_id: str) -> Response:
+    """Answer with the engine's log from a byte on, and tell where to go on."""
+    offset = parse_query(LogQuery).offset
+    view = manager.view(known_id(task_id), current_tenant())
+    path = manager.log_file(view.task)
+    text, end = read_log(path, offset) if path else (b"", 0)
+    headers = {"X-Log-Offset": str(end), "X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-cache"}
+    return Response(text, headers=headers, content_type="text/plain; charset=utf-8")
+
+
+def read_log(path: Path, offset: int) -> tuple[bytes, int]:
+    """Return up to LOG_BYTES of a log from byte `offset`, and the offset behind them.
+
+    A log that is shorter than `offset` is that of a new attempt, and is read from its beginning. A character whose
+    last bytes are not written yet is left for the next time.
+    """
+    with open_under(path.parent, path.name) as file:
+        if offset > os.fstat(file.fileno()).st_size:
+            offset = 0
+        file.seek(offset)
+        text = _whole_characters(file.read(LOG_BYTES))
+    return text, offset + len(text)
+
+
+def _whole_characters(text: bytes) -> bytes:
+    for cut in range(1, min(4, len(text)) + 1):
+        byte = text[-cut]
+        if byte & 0xC0 == 0xC0:  # the first byte of a character of 2 to 4 bytes
+            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return text[:-cut] if cut < length else text
+        if byte < 0x80:
+            break
+    return text
