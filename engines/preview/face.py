@@ -193,17 +193,23 @@ def _to_picture(square: Square) -> NDArray[np.float64]:
     return np.array([[cos, -sin, square.x - half * (cos - sin)], [sin, cos, square.y - half * (sin + cos)]])
 
 
-def find_face(rgb: Pixels, check: Callable[[], None] = lambda: None) -> Face | None:
-    """Return the most certain face of the picture (height, width, 3), or None; `check` may raise between searches."""
-    mesher = Mesher()
+def find_face(
+    rgb: Pixels, check: Callable[[], None] = lambda: None, mesh_network: Callable[[], Mesher] = Mesher
+) -> Face | None:
+    """Return the most certain face of the picture (height, width, 3), or None.
+
+    `check` may raise between searches; `mesh_network` is called once, when there is a box to look into.
+    """
+    mesher: Mesher | None = None
     tried: list[Box] = []
     for stage, boxes in _search(rgb, tried):
         check()
         for box in boxes[:3]:
+            mesher = mesher or mesh_network()
             face = _confirmed(mesher, rgb, box, stage)
             if face:
                 return face
-    return _weak_face(mesher, rgb, tried, check)
+    return _weak_face(mesher or mesh_network(), rgb, tried, check) if tried else None
 
 
 def _search(rgb: Pixels, tried: list[Box]) -> Iterator[tuple[Stage, list[Box]]]:

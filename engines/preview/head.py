@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.preview.face import Points
-from engines.preview.local import Grid, smooth
-from engines.preview.portrait import Planes
+from engines.preview.local import Box, Grid, smooth
+from engines.preview.portrait import Pixels, Planes
 from engines.preview.speech import Curve
 
 STEP = 8
@@ -31,49 +31,72 @@ NOD = 0.9
 
 
 class Head:
-    """Moves the head of one portrait. Only the box `rows`, `columns` (multiples of STEP) changes."""
+    """Moves the head of one portrait; `movement` is (frames, 5), `box` is what changes."""
 
-    def __init__(self, points: Points, width: int, height: int, movement: NDArray[np.float32]) -> None:
+    def __init__(self, points: Points, width: int, height: int, movement: Grid) -> None:
         self._movement = movement
-        x, y, wide, tall = _oval(points)
-        self._place(x, y, wide, tall, width, height)
-        nodes_x = np.arange(self._left, self._right, STEP, dtype=np.float32) + (STEP - 1) / 2
-        nodes_y = np.arange(self._top, self._bottom, STEP, dtype=np.float32) + (STEP - 1) / 2
-        grid_x, grid_y = np.meshgrid(nodes_x, nodes_y)
-        fields = _fields(grid_x, grid_y, (x, y, wide, tall), width, height)
-        # A ring of nodes around the box: enlarging interpolates between nodes, and repeats them at its ends.
-        self._fields = np.pad(fields, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        self._still = self._identity(STEP), self._identity(STEP // 2)
+        # Nodes lie in the middle of blocks of STEP pixels: then enlarging by STEP puts each pixel's value exactly
+        # where it belongs, and what does not move stays as sharp as it was.
+        nodes_x = np.arange(0, width, STEP, dtype=np.float32) + (STEP - 1) / 2
+        nodes_y = np.arange(0, height, STEP, dtype=np.float32) + (STEP - 1) / 2
+        fields = _fields(*np.meshgrid(nodes_x, nodes_y), _oval(points), width, height)
+        rows, columns = _extent(np.abs(fields).max(axis=(0, 3)) > 0.003)
+        left, top, right, bottom = (int(node) * STEP for node in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        self.box = Box(left, top, right, bottom)
+        # A ring of nodes around: enlarging interpolates between nodes, and only repeats them at its ends.
+        rows, columns = (np.concatenate(([line[0] - 1], line, [line[-1] + 1])) for line in (rows, columns))
+        inside = np.ix_(np.clip(rows, 0, fields.shape[1] - 1), np.clip(columns, 0, fields.shape[2] - 1))
+        self._fields = np.stack([field[inside] for field in fields]).reshape(len(fields), -1)
+        self._still = _still(rows, columns, STEP), _still(rows, columns, STEP // 2)
+        self.turn(0)
 
-    def _place(self, x: float, y: float, wide: float, tall: float, width: int, height: int) -> None:
-        def on_grid(low: float, high: float, limit: int) -> tuple[int, int]:
-            return max(0, int(low) // STEP * STEP), min(limit, -int(-high // STEP) * STEP)
+    def turn(self, index: int) -> None:
+        """Put the head where it is in frame `index`."""
+        luma, chroma = self._still
+        shift = (self._movement[index] @ self._fields).reshape(luma.shape)
+        self._luma = _enlarged(luma + shift, STEP)
+        self._chroma = _enlarged(chroma + shift / 2, STEP // 2)
 
-        self._left, self._right = on_grid(x - wide * FADE_END, x + wide * FADE_END, width // STEP * STEP)
-        self._top, self._bottom = on_grid(y - tall * FADE_END, y + tall * FADE_END * BELOW, height // STEP * STEP)
-
-    def _identity(self, step: int) -> Grid:
-        rows, columns = self._fields.shape[1:3]
-        x = (np.arange(columns, dtype=np.float32) - 1) * step + (step - 1) / 2
-        y = (np.arange(rows, dtype=np.float32) - 1) * step + (step - 1) / 2
-        return np.stack(np.meshgrid(x, y), axis=-1).astype(np.float32)
-
-    def move(self, index: int, picture: Planes, out: Planes) -> None:
-        """Write `picture` with the head as it is in frame `index` over `out`; outside the box they must agree."""
-        shift = np.tensordot(self._movement[index], self._fields, 1)
-        whole, half = self._still
-        where = _enlarged(whole + shift, STEP)
-        box = np.s_[self._top : self._bottom, self._left : self._right]
-        cv2.remap(picture.y[box], where, None, cv2.INTER_LINEAR, dst=out.y[box], borderMode=cv2.BORDER_REPLICATE)
-        where = _enlarged(half + shift / 2, STEP // 2)
-        box = np.s_[self._top // 2 : self._bottom // 2, self._left // 2 : self._right // 2]
-        for plane, target in ((picture.u, out.u), (picture.v, out.v)):
-            cv2.remap(plane[box], where, None, cv2.INTER_LINEAR, dst=target[box], borderMode=cv2.BORDER_REPLICATE)
+    def show(self, picture: Planes, out: Planes, part: Box | None = None) -> None:
+        """Write `picture`, as the head stands, over the box of `out`, or over `part` of the box."""
+        part = self.box.common(part) if part else self.box
+        rows, columns = part.luma
+        where = self._luma[_less(rows, self.box.top), _less(columns, self.box.left)]
+        _remap(picture.y, where, out.y[rows, columns])
+        rows, columns = part.chroma
+        where = self._chroma[_less(rows, self.box.top // 2), _less(columns, self.box.left // 2)]
+        _remap(picture.u, where, out.u[rows, columns])
+        _remap(picture.v, where, out.v[rows, columns])
 
 
-FADE_START, FADE_END = 1.25, 2.1
+NO_SECOND_MAP = np.empty(0, np.int16)
+
+
+def _remap(plane: Pixels, where: Grid, out: Pixels) -> None:
+    cv2.remap(plane, where, NO_SECOND_MAP, cv2.INTER_LINEAR, out, cv2.BORDER_REPLICATE)
+
+
+def _less(part: slice, start: int) -> slice:
+    return slice(part.start - start, part.stop - start)
+
+
+def _extent(moved: Grid) -> tuple[Grid, Grid]:
+    """Return the rows and columns of nodes that move, or one node where none does."""
+    rows, columns = np.flatnonzero(moved.any(axis=1)), np.flatnonzero(moved.any(axis=0))
+    if not len(rows):
+        return np.array([0]), np.array([0])
+    return np.arange(rows[0], rows[-1] + 1), np.arange(columns[0], columns[-1] + 1)
+
+
+def _still(rows: Grid, columns: Grid, step: int) -> Grid:
+    """Return (rows, columns, 2): x and y of each node, in pixels of a plane that has `step` of them a node."""
+    x, y = columns * step + (step - 1) / 2, rows * step + (step - 1) / 2
+    return np.stack(np.meshgrid(x, y), axis=-1).astype(np.float32)
+
+
+FADE_START, FADE_END = 1.2, 1.85
 """Where, in half sides of the face's oval, the movement begins to die out and where it has."""
-BELOW = 1.35
+BELOW = 1.3
 """The same below the middle, as a multiple: neck and shoulders follow more than the wall behind."""
 EDGE = 16.0
 """Pixels within which the movement dies out at the frame's edge."""

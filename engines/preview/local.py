@@ -72,6 +72,24 @@ class Box:
     def chroma(self) -> tuple[slice, slice]:
         return slice(self.top // 2, self.bottom // 2), slice(self.left // 2, self.right // 2)
 
+    def common(self, other: Box) -> Box:
+        """Return what this box and `other`, which overlap, share."""
+        return Box(
+            max(self.left, other.left),
+            max(self.top, other.top),
+            min(self.right, other.right),
+            min(self.bottom, other.bottom),
+        )
+
+    def wider(self, by: int) -> Box:
+        """Return the box with `by` (even) pixels more on each side."""
+        return Box(self.left - by, self.top - by, self.right + by, self.bottom + by)
+
+    def within(self, whole: Box) -> tuple[slice, slice]:
+        """Return where this box lies in the pixels of `whole`, which contains it."""
+        rows = slice(self.top - whole.top, self.bottom - whole.top)
+        return rows, slice(self.left - whole.left, self.right - whole.left)
+
     def pixels(self) -> tuple[Grid, Grid]:
         """Return x and y of each pixel, both (height, width)."""
         x, y = np.meshgrid(

@@ -55,16 +55,16 @@ class Mouth:
         self._half = axes.half
         self._own = _Gap(axes.local(points[list(UPPER_INNER)]), axes.local(points[list(LOWER_INNER)]), self._half)
         self._least, self._most = self._gaps()
-        marks = axes.local(points[[NOSE_BASE, UPPER_OUTER, LOWER_OUTER, CHIN]])[:, 1]
-        self._nose, self._lip_top, self._lip_bottom, self._chin = self._ordered(marks)
-        sides = axes.local(points[list(JAW_SIDES)])[:, 0]
-        self._reach = max(-float(sides[0]), 1.4 * self._half), max(float(sides[1]), 1.4 * self._half)
-        self.box = self._region(*rgb.shape[1::-1])
-        x, y = self.box.pixels()
-        local = axes.local(np.stack([x, y], axis=-1))
+        self._marks = marks = _Marks.make(axes, points, self._own.size)
+        self.box = self._box(*marks.corners())
+        self._lips = self._box(*marks.lip_corners(self._most)).common(self.box).within(self.box)
+        local = axes.local(np.stack(self.box.pixels(), axis=-1))
         self._p, self._q = np.ascontiguousarray(local[..., 0]), np.ascontiguousarray(local[..., 1])
-        self._weights = _Weights.make(self)
+        self._weights = _Weights.make(self._p, self._q, self._lips, marks)
         self._light = _light(rgb, points)
+
+    def _box(self, p: Grid, q: Grid) -> Box:
+        return Box.around(np.stack(self._axes.picture(p, q), axis=1), *self._rgb.shape[1::-1])
 
     @property
     def travel(self) -> float:
@@ -82,51 +82,38 @@ class Mouth:
             return 0.0, 0.3 * width
         return 0.12 * own, max(0.3 * width, min(own, 0.55 * width))
 
-    def _ordered(self, marks: Grid) -> tuple[float, float, float, float]:
-        """Return nose, top of the upper lip, bottom of the lower lip and chin (q), kept apart on odd faces."""
-        half = self._half
-        top = min(float(marks[1]), -0.12 * half)
-        nose = min(float(marks[0]), top - 0.2 * half)
-        bottom = max(float(marks[2]), self._own.size + 0.12 * half)
-        chin = max(float(marks[3]), bottom + 0.5 * half)
-        return nose, top, bottom, chin
-
-    def _region(self, width: int, height: int) -> Box:
-        left, right = 1.1 * max(self._reach[0], 2.2 * self._half), 1.1 * max(self._reach[1], 2.2 * self._half)
-        p = np.array([-left, right, -left, right], np.float32)
-        q = np.array([self._nose, self._nose, self._end, self._end], np.float32)
-        return Box.around(np.stack(self._axes.picture(p, q), axis=1), width, height)
-
-    @property
-    def _end(self) -> float:
-        """Return where down the neck (q) the movement has died out."""
-        return self._chin + 0.5 * (self._chin - self._lip_top)
-
     def _draw(self, shape: Shape) -> Pixels:
         weights, own = self._weights, self._own
         drop = self._limited((1 - UPPER_SHARE) * (shape.gap - own.size))
         jaw = CHIN_SHARE * drop
-        p = self._p * (1 + (1 / shape.scale - 1) * weights.width)
-        q = self._q - CORNER_SHARE * jaw * weights.corner
-        upper, lower, rise, fall = self._curves(p, shape)
-        below = smooth((q - lower) / (1.2 * (self._lip_bottom - own.size) + 0.35 * self._half))
-        down = (fall + (jaw * weights.jaw - fall) * below) * weights.neck
-        shift = np.where(q < (upper + lower) / 2, rise * weights.nose, down)
+        p = self._p + (1 / shape.scale - 1) * weights.width
+        q = self._q - (CORNER_SHARE * jaw) * weights.corner
+        shift = jaw * weights.jaw
+        lips = self._lips
+        upper, lower, shift[lips] = self._lip_shift(p[lips], q[lips], jaw, shape)
         x, y = self._axes.picture(p, q - shift)
         skin = cv2.remap(self._rgb, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        self._paint(skin, p, q, upper, lower)
+        self._paint(skin[lips], p[lips], q[lips], upper, lower)
         return skin
+
+    def _lip_shift(self, p: Grid, q: Grid, jaw: float, shape: Shape) -> tuple[Grid, Grid, Grid]:
+        """Return the curves of the gap at `p`, and how far each pixel around the lips has moved down."""
+        weights = self._weights
+        upper, lower, rise, fall = self._curves(p, shape)
+        below = smooth(q - lower, 0, self._marks.blend)
+        down = (fall + (jaw * weights.lips_jaw - fall) * below) * weights.lips_neck
+        return upper, lower, np.where(q < (upper + lower) / 2, rise * weights.lips_nose, down)
 
     def _limited(self, drop: float) -> float:
         """Keep the chin's way well under the stretch of neck it folds into, or the neck would turn over."""
-        most = 0.45 * (self._end - self._chin) / CHIN_SHARE
+        most = 0.45 * (self._marks.end - self._marks.chin) / CHIN_SHARE
         return max(-most, min(drop, most))
 
     def _curves(self, p: Grid, shape: Shape) -> tuple[Grid, Grid, Grid, Grid]:
         """Return the new upper and lower curve at `p`, and how far each has moved."""
         own = self._own
-        table = np.linspace(-self._half, self._half, 65, dtype=np.float32)
-        had_upper, had_lower = own.at(table)
+        table = _knots(self._half)
+        had_upper, had_lower = own.table
         had = had_lower - had_upper
         ideal = np.maximum(1 - (table / self._half) ** 2, 0) ** np.float32(0.7)
         like_own = min(1.0, own.size / max(shape.gap, 1e-3)) if own.size > OWN_GAP * 2 * self._half else 0.0
@@ -136,8 +123,7 @@ class Mouth:
         if own.size <= OWN_GAP * 2 * self._half:
             change = shape.gap * ideal
         rise, fall = -UPPER_SHARE * change, (1 - UPPER_SHARE) * change
-        columns = (had_upper + rise, had_lower + fall, rise, fall)
-        return tuple(_look_up(p, self._half, column) for column in columns)  # type: ignore[return-value]
+        return _look_up(p, self._half, (had_upper + rise, had_lower + fall, rise, fall))
 
     def _paint(self, skin: Pixels, p: Grid, q: Grid, upper: Grid, lower: Grid) -> None:
         """Paint the inside of the mouth over `skin` where the lips are apart."""
@@ -155,7 +141,7 @@ class Mouth:
         own = self._own
         if own.size < max(2.0, OWN_GAP * 2 * self._half):
             return made
-        own_upper, own_lower = (_look_up(p, self._half, column) for column in own.table)
+        own_upper, own_lower = _look_up(p, self._half, own.table)
         from_q = q - upper + own_upper
         x, y = self._axes.picture(p, from_q)
         teeth = cv2.remap(self._rgb, x, y, cv2.INTER_LINEAR).astype(np.float32)
@@ -191,16 +177,11 @@ class _Gap:
     """The portrait's own gap between the lips, as curves over p."""
 
     def __init__(self, upper: Points, lower: Points, half: float) -> None:
-        knots = np.linspace(-half, half, 65, dtype=np.float32)
+        knots = _knots(half)
         top, bottom = _curve(upper, knots), _curve(lower, knots)
         middle, gap = (top + bottom) / 2, np.maximum(bottom - top, 0)
-        self._half = half
         self.table = middle - gap / 2, middle + gap / 2
         self.size = float(gap.max())
-
-    def at(self, p: Grid) -> tuple[Grid, Grid]:
-        """Return the upper and lower curve (q) at `p`."""
-        return _look_up(p, self._half, self.table[0]), _look_up(p, self._half, self.table[1])
 
 
 def _curve(points: Points, knots: Grid) -> Grid:
@@ -212,37 +193,102 @@ def _curve(points: Points, knots: Grid) -> Grid:
     return rounded.astype(np.float32)
 
 
-def _look_up(p: Grid, half: float, column: Grid) -> Grid:
-    """Return the table `column`, which covers -half..half, at `p`; its ends go on outside."""
-    place = np.clip((p + np.float32(half)) * np.float32((len(column) - 1) / (2 * half)), 0, len(column) - 1.001)
-    index = place.astype(np.intp)
-    low = column[index]
-    return low + (column[index + 1] - low) * (place - index.astype(np.float32))
+def _knots(half: float) -> Grid:
+    """Return the places p from corner to corner at which curves are kept."""
+    return np.linspace(-half, half, 65, dtype=np.float32)
+
+
+def _look_up(p: Grid, half: float, curves: tuple[Grid, ...]) -> tuple[Grid, ...]:
+    """Return `curves`, given at _knots(half), at `p`; their ends go on outside."""
+    table = np.stack(curves, axis=-1)[None]
+    place = (p + np.float32(half)) * np.float32((table.shape[1] - 1) / (2 * half))
+    # remap is the quickest interpolation at hand: a curve is a picture of one row.
+    found = cv2.remap(table, place, np.zeros_like(place), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return tuple(found[..., index] for index in range(len(curves)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """How much of each movement every pixel of the box takes, 0..1; none of it depends on the mouth's shape."""
+    """How each movement acts on every pixel of the box; none of it depends on the mouth's shape.
+
+    `width` is the way along p at twice the width, `corner` and `jaw` are parts 0..1 of the way down. The rest is for
+    the pixels around the lips only: `lips_jaw` has no regard for the lips, `lips_neck` and `lips_nose` fade the lips'
+    way out below and above.
+    """
 
     width: Grid
     corner: Grid
     jaw: Grid
-    neck: Grid
-    nose: Grid
+    lips_jaw: Grid
+    lips_neck: Grid
+    lips_nose: Grid
 
     @classmethod
-    def make(cls, mouth: Mouth) -> _Weights:
-        p, q, half = mouth._p, mouth._q, mouth._half
-        beside = np.abs(p) / half
-        around = (1 - smooth(q, mouth._lip_bottom, mouth._chin)) * smooth(q, mouth._nose, mouth._lip_top)
-        reach = np.where(p < 0, mouth._reach[0], mouth._reach[1]).astype(np.float32)
-        return cls(
-            width=(1 - smooth(beside, 1.0, 2.2)) * around,
-            corner=np.exp(-(((beside - 1) / 0.5) ** 2) - (q / (0.6 * half)) ** 2) * around,
-            jaw=0.5 + 0.5 * np.cos(np.pi * np.clip(np.abs(p) / reach, 0, 1)),
-            neck=1 - smooth(q, 0.97 * mouth._chin, mouth._end),
-            nose=smooth(q, mouth._nose, mouth._lip_top),
+    def make(cls, p: Grid, q: Grid, lips: tuple[slice, slice], marks: _Marks) -> _Weights:
+        beside = np.abs(p) / marks.half
+        around = (1 - smooth(q, marks.lip_bottom, marks.chin)) * smooth(q, marks.nose, marks.lip_top)
+        jaw = 0.5 + 0.5 * np.cos(np.pi * np.clip(np.abs(p) / np.where(p < 0, marks.left, marks.right), 0, 1))
+        neck = 1 - smooth(q, 0.97 * marks.chin, marks.end)
+        corner = np.exp(-(((beside - 1) / 0.5) ** 2) - (q / (0.6 * marks.half)) ** 2) * around
+        weights = (
+            p * (1 - smooth(beside, 1.0, 2.2)) * around,
+            corner,
+            jaw * neck * smooth(q, 0, marks.blend),
+            jaw[lips],
+            neck[lips],
+            smooth(q, marks.nose, marks.lip_top)[lips],
         )
+        return cls(*(np.ascontiguousarray(weight, np.float32) for weight in weights))
+
+
+@dataclass(frozen=True, slots=True)
+class _Marks:
+    """Places on the face in the mouth's axes, in pixels, kept apart also where the mesh is odd.
+
+    Along p: `half` the mouth's width, `left` and `right` the jaw's reach. Along q: `nose` its base, `lip_top`,
+    `lip_bottom`, `chin`, and `end`, where down the neck the movement has died out. `blend` is how far below the gap
+    the lip's movement has become the jaw's.
+    """
+
+    half: float
+    left: float
+    right: float
+    nose: float
+    lip_top: float
+    lip_bottom: float
+    chin: float
+    end: float
+    blend: float
+
+    @classmethod
+    def make(cls, axes: Axes, points: Points, gap: float) -> _Marks:
+        half = axes.half
+        nose, top, bottom, chin = axes.local(points[[NOSE_BASE, UPPER_OUTER, LOWER_OUTER, CHIN]])[:, 1].tolist()
+        left, right = axes.local(points[list(JAW_SIDES)])[:, 0].tolist()
+        top = min(top, -0.12 * half)
+        bottom = max(bottom, gap + 0.12 * half)
+        chin = max(chin, bottom + 0.5 * half)
+        return cls(
+            half=half,
+            left=max(-left, 1.4 * half),
+            right=max(right, 1.4 * half),
+            nose=min(nose, top - 0.2 * half),
+            lip_top=top,
+            lip_bottom=bottom,
+            chin=chin,
+            end=chin + 0.5 * (chin - top),
+            blend=1.2 * (bottom - gap) + 0.35 * half,
+        )
+
+    def corners(self) -> tuple[Grid, Grid]:
+        """Return p and q of the corners of all that moves."""
+        left, right = (1.1 * max(side, 2.2 * self.half) for side in (self.left, self.right))
+        return np.array([-left, right, -left, right]), np.array([self.nose, self.nose, self.end, self.end])
+
+    def lip_corners(self, gap: float) -> tuple[Grid, Grid]:
+        """Return p and q of the corners of what moves with the lips, when they are at most `gap` apart."""
+        left, low = 1.15 * self.half, gap + self.lip_bottom + self.blend
+        return np.array([-left, left, -left, left]), np.array([self.nose, self.nose, low, low])
 
 
 def _light(rgb: Pixels, points: Points) -> Grid:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from engines.preview.eyes import LEVELS, blinks, both_eyes
@@ -14,13 +16,17 @@ from engines.preview.speech import Speech
 from utils.plan import VideoPlan
 
 WIDTH_LEVELS = 5
+HOLD = 2
+"""Frames that the head stands still for. It moves a tenth of a pixel a frame: every second frame shows the same."""
+REACH = 8
+"""Pixels around a changed part that the head's movement may carry the change to."""
 
 
 class TalkingScene:
     """Draws frame `index` of a portrait (height, width, 3) that speaks. Frames must be drawn in order."""
 
     def __init__(self, rgb: Pixels, face: Face, speech: Speech, plan: VideoPlan, seed: int) -> None:
-        self._still = Planes.from_rgb(label(rgb))
+        self._shown = Planes.from_rgb(label(rgb))
         self._canvas = Planes.from_rgb(rgb)
         self._mouth = Mouth(rgb, face.points)
         self._head = Head(face.points, plan.width, plan.height, movement(face.points, speech.loud, plan.fps, seed))
@@ -36,13 +42,25 @@ class TalkingScene:
         self._lids = [[_patch(eye.picture(level / LEVELS)) for level in range(LEVELS + 1)] for eye in self._eyes]
         self._blinks = blinks(plan.frames, plan.fps, seed).tolist()
         self._lid = 0
+        self._mouth_now = (-1, 0)
 
     def draw(self, index: int, out: Planes) -> None:
         """Draw frame `index` over all of `out`."""
-        _paste(self._canvas, self._mouth.box, self._mouth_picture(self._opened[index], self._wide[index]))
-        self._blink(self._blinks[index])
-        self._still.copy_to(out)
-        self._head.move(index, self._canvas, out)
+        changed = [*self._speak(index), *self._blink(self._blinks[index])]
+        if index % HOLD == 0:
+            self._head.turn(index)
+            self._head.show(self._canvas, self._shown)
+        else:
+            for box in changed:
+                self._head.show(self._canvas, self._shown, box.wider(REACH))
+        self._shown.copy_to(out)
+
+    def _speak(self, index: int) -> Iterator[Box]:
+        key = self._opened[index], self._wide[index]
+        if key != self._mouth_now:
+            self._mouth_now = key
+            _paste(self._canvas, self._mouth.box, self._mouth_picture(*key))
+            yield self._mouth.box
 
     def _mouth_picture(self, opened: int, wide: int) -> Planes:
         key = opened, wide
@@ -51,12 +69,12 @@ class TalkingScene:
             self._mouths[key] = _patch(picture)
         return self._mouths[key]
 
-    def _blink(self, level: int) -> None:
-        if level == self._lid:
-            return
-        self._lid = level
-        for eye, lids in zip(self._eyes, self._lids, strict=True):
-            _paste(self._canvas, eye.box, lids[level])
+    def _blink(self, level: int) -> Iterator[Box]:
+        if level != self._lid:
+            self._lid = level
+            for eye, lids in zip(self._eyes, self._lids, strict=True):
+                _paste(self._canvas, eye.box, lids[level])
+                yield eye.box
 
 
 def _patch(picture: Pixels) -> Planes:
