@@ -18,6 +18,8 @@ log = logging.getLogger("web")
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.05
+RECOVERY_SECONDS = 1.0
+"""Pause after the counter could not be read."""
 
 
 class Waiting:
@@ -30,6 +32,7 @@ class Waiting:
         self._waiters = 0
         self._changed = 0
         self._stopped = False
+        self._closing: Callable[[], bool] = lambda: False
 
     def until(self, look: Callable[[], T], enough: Callable[[T], bool], seconds: float) -> tuple[T, bool]:
         """Return what `look` sees once that is `enough`, or what it saw last when `seconds` are over.
@@ -44,6 +47,10 @@ class Waiting:
                 seen = look()
                 if not admitted or enough(seen) or not self._next_change(before, deadline):
                     return seen, not admitted
+
+    def stop_when(self, closing: Callable[[], bool]) -> None:
+        """Stop by itself once `closing` is true: a server that shuts down waits for its requests, and so for ours."""
+        self._closing = closing
 
     def stop(self) -> None:
         """End all waits, and let later ones end at once."""
@@ -78,14 +85,25 @@ class Waiting:
             self._thread.start()
 
     def _watch(self) -> None:
-        changed = self._changes()
-        while True:
-            with self._condition:
-                self._condition.wait_for(lambda: self._stopped or self._waiters > 0)
-                if self._stopped:
-                    return
-            if changed():
+        changed: Callable[[], bool] | None = None
+        while self._wanted():
+            try:
+                changed = changed or self._changes()
+                news, pause = changed(), LOOK_SECONDS
+            except Exception:
+                # Without its counter a waiter sees a change late, when it looks by itself: better than never.
+                log.exception("changes cannot be seen")
+                changed, news, pause = None, True, RECOVERY_SECONDS
+            if news:
                 with self._condition:
                     self._changed += 1
                     self._condition.notify_all()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(pause)
+
+    def _wanted(self) -> bool:
+        """Wait until anyone waits; return False when it is over."""
+        if self._closing():
+            self.stop()
+        with self._condition:
+            self._condition.wait_for(lambda: self._stopped or self._waiters > 0)
+            return not self._stopped
