@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from tasks.model import ErrorCode, OutputFormat, Phase, Status
@@ -81,8 +82,19 @@ class GenerateFields(Ask):
 _SOURCE_RULE = "A path that /api/v1/upload returned, an http(s) URL, or a path under a configured input folder."
 
 
+_GENERATE_EXAMPLE: JsonDict = {
+    "prompt": "A friendly presenter speaks to the camera.",
+    "image_path": "/uploads/image/3f0c9d2be41a4c7f8a55d0b6e2917c34.png",
+    "audio_path": "https://example.com/speech.wav",
+    "size": "704*384",
+    "metadata": {"order": "42"},
+}
+
+
 class GenerateRequest(GenerateFields):
     """Body of `POST /api/v1/generate` as JSON."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_GENERATE_EXAMPLE]})
 
     image_path: Source = Field(description=_SOURCE_RULE)
     audio_path: Source = Field(description=_SOURCE_RULE)

@@ -10,7 +10,7 @@ from flask import Flask, Response, current_app
 from api_schema import NoQuery
 from config_loader import Settings, load_engines, load_settings
 from task_manager import TaskManager
-from web import answers, callers, errors, generate, requests, results, tasks
+from web import answers, callers, docs, errors, generate, requests, results, tasks
 from web.inputs import Inputs
 from web.parse import parse_query
 from web.waiting import Waiting
@@ -32,10 +32,12 @@ def parts() -> Parts:
 
 
 def post_generate() -> Response:
+    parse_query(NoQuery)
     return generate.generate(parts().manager, parts().inputs)
 
 
 def post_upload() -> Response:
+    parse_query(NoQuery)
     return generate.upload(parts().inputs)
 
 
@@ -44,6 +46,7 @@ def get_task(task_id: str) -> Response:
 
 
 def delete_task(task_id: str) -> Response:
+    parse_query(NoQuery)
     return tasks.delete(parts().manager, task_id)
 
 
@@ -65,6 +68,18 @@ def get_health() -> Response:
     return answers.respond(answers.health_answer(health), 503 if health.reasons else 200)
 
 
+def get_openapi() -> Response:
+    return docs.openapi(parts().manager)
+
+
+def get_docs() -> Response:
+    return docs.page()
+
+
+def get_docs_file(name: str) -> Response:
+    return docs.asset(name)
+
+
 ROUTES: tuple[tuple[str, str, Callable[..., Response]], ...] = (
     ("POST", "/api/v1/generate", post_generate),
     ("POST", "/api/v1/upload", post_upload),
@@ -74,6 +89,9 @@ ROUTES: tuple[tuple[str, str, Callable[..., Response]], ...] = (
     ("GET", "/api/v1/tasks", get_tasks),
     ("GET", "/results/<task_id>/<name>", get_result),
     ("GET", "/api/v1/health", get_health),
+    ("GET", "/api/v1/openapi.json", get_openapi),
+    ("GET", "/docs", get_docs),
+    ("GET", "/docs/<name>", get_docs_file),
 )
 
 

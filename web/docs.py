@@ -1,0 +1,52 @@
+"""The OpenAPI document as a page: Swagger UI from its package, shown by two files of our own, from no other host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+from flask import Response, send_file
+from werkzeug.exceptions import NotFound
+
+from task_manager import TaskManager
+from web.openapi import document
+
+_OWN = Path(__file__).resolve().parent / "static" / "docs"
+_PACKAGE = Path(str(files("flask_swagger_ui"))) / "dist"
+_FILES: Mapping[str, tuple[Path, str]] = {
+    "start.js": (_OWN, "text/javascript"),
+    "swagger-ui-bundle.js": (_PACKAGE, "text/javascript"),
+    "swagger-ui.css": (_PACKAGE, "text/css"),
+    "favicon-32x32.png": (_PACKAGE, "image/png"),
+}
+# Swagger UI sets styles on elements and draws its arrows from data: URLs; it needs nothing else.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def openapi(manager: TaskManager) -> Response:
+    """Answer with the document."""
+    names = [engine.name for engine in manager.health().engines]
+    return Response(json.dumps(document(names)), content_type="application/json", headers={"Cache-Control": "no-cache"})
+
+
+def page() -> Response:
+    """Answer with the page."""
+    response = send_file(_OWN / "index.html", "text/html")
+    response.headers["Content-Security-Policy"] = _POLICY
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+def asset(name: str) -> Response:
+    """Answer with one of the page's own files."""
+    if name not in _FILES:
+        raise NotFound
+    folder, kind = _FILES[name]
+    response = send_file(folder / name, kind, max_age=3600)
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response

@@ -1,0 +1,241 @@
+"""The OpenAPI 3.1 document: the operations listed here, the shapes taken from the very models that requests are checked
+by and answers made of."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+import api_schema as wire
+from web.errors import HTTP, Code, Problem
+
+Json = dict[str, Any]
+
+BINARY: Json = {"type": "string", "format": "binary"}
+TEXT: Json = {"type": "string"}
+_INTEGER: Json = {"type": "integer"}
+_HEADERS: Mapping[str, Json] = {
+    "X-Request-ID": {"description": "The request's id, as in the log.", "schema": TEXT},
+    "Location": {"description": "The task's address.", "schema": TEXT},
+    "ETag": {"description": "For If-None-Match.", "schema": TEXT},
+    "Retry-After": {"description": "Seconds after which to ask again.", "schema": _INTEGER},
+    "X-Log-Offset": {"description": "Where to go on reading.", "schema": _INTEGER},
+    "Content-Range": {"description": "Which bytes these are.", "schema": TEXT},
+    "Accept-Ranges": {"description": "`bytes`.", "schema": TEXT},
+    "Allow": {"description": "Methods of this address.", "schema": TEXT},
+}
+_REQUEST_HEADERS: Mapping[str, Json] = {
+    "Idempotency-Key": {
+        "description": "The same key with the same request returns the first answer again, until 24 h after the end.",
+        "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    },
+    "If-None-Match": {"description": "An entity tag; 304 while it holds.", "schema": TEXT},
+    "Range": {"description": "One range of bytes; any other is ignored.", "schema": TEXT},
+}
+_ERROR_HEADERS: Mapping[int, tuple[str, ...]] = {405: ("Allow",), 416: ("Content-Range",), 503: ("Retry-After",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One success of an operation: its content by media type (a model or a schema) and its headers."""
+
+    says: str
+    content: Mapping[str, type[BaseModel] | Json]
+    headers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One method of one address. `errors` are the statuses it may answer besides 403, 405 and 500."""
+
+    id: str
+    says: str
+    replies: Mapping[int, Reply]
+    errors: tuple[int, ...] = ()
+    query: type[wire.Ask] = wire.NoQuery
+    body: Mapping[str, type[wire.Ask]] | None = None
+    headers: tuple[str, ...] = ()
+
+
+def _json(says: str, model: type[BaseModel], *headers: str) -> Reply:
+    return Reply(says, {"application/json": model}, headers)
+
+
+_FILE = {"video/mp4": BINARY, "video/webm": BINARY, "image/jpeg": BINARY}
+_FILE_HEADERS = ("ETag", "Accept-Ranges")
+
+OPERATIONS: Mapping[tuple[str, str], Operation] = {
+    ("POST", "/api/v1/generate"): Operation(
+        id="generate", says="Make a portrait speak: queue a task",
+        body={"application/json": wire.GenerateRequest, "multipart/form-data": wire.GenerateForm},
+        headers=("Idempotency-Key",),
+        replies={201: _json("The task is queued.", wire.Accepted, "Location")}, errors=(400, 413, 415, 422, 503, 507),
+    ),
+    ("POST", "/api/v1/upload"): Operation(
+        id="upload", says="Store an image or a recording for later tasks",
+        body={"multipart/form-data": wire.UploadForm},
+        replies={201: _json("It is stored.", wire.UploadAnswer)}, errors=(400, 413, 415, 503, 507),
+    ),
+    ("GET", "/api/v1/task/{task_id}"): Operation(
+        id="getTask", says="A task, now or when it has changed", query=wire.TaskQuery, headers=("If-None-Match",),
+        replies={
+            200: _json("The task.", wire.TaskAnswer, "ETag", "Retry-After"),
+            304: Reply("It has not changed.", {}, ("ETag", "Retry-After")),
+        },
+        errors=(400, 404, 410, 503),
+    ),
+    ("DELETE", "/api/v1/task/{task_id}"): Operation(
+        id="deleteTask", says="Cancel a task, or remove an ended one",
+        replies={
+            200: _json("It was queued and is cancelled.", wire.TaskAnswer),
+            202: _json("It runs and is being cancelled.", wire.TaskAnswer),
+            204: Reply("It had ended; its record, inputs and outputs are gone.", {}),
+        },
+        errors=(400, 404, 410, 503),
+    ),
+    ("GET", "/api/v1/task/{task_id}/log"): Operation(
+        id="getLog", says="The engine's log, from a byte on, also while it runs", query=wire.LogQuery,
+        replies={200: Reply("Text, at most 1 MiB.", {"text/plain": TEXT}, ("X-Log-Offset",))},
+        errors=(400, 404, 410, 503),
+    ),
+    ("GET", "/api/v1/tasks"): Operation(
+        id="listTasks", says="Tasks, newest first", query=wire.TasksQuery,
+        replies={200: _json("A page of tasks.", wire.TasksAnswer)}, errors=(400, 503),
+    ),
+    ("GET", "/results/{task_id}/{name}"): Operation(
+        id="getResult", says="A published video or its poster", query=wire.ResultQuery,
+        headers=("Range", "If-None-Match"),
+        replies={
+            200: Reply("The file.", _FILE, _FILE_HEADERS),
+            206: Reply("The range.", _FILE, (*_FILE_HEADERS, "Content-Range")),
+            304: Reply("It has not changed.", {}, ("ETag",)),
+        },
+        errors=(400, 404, 409, 410, 416, 503),
+    ),
+    ("GET", "/api/v1/health"): Operation(
+        id="getHealth", says="Whether new tasks can be run now",
+        replies={
+            200: _json("They can.", wire.HealthAnswer),
+            503: _json("They cannot; `reasons` tells why.", wire.HealthAnswer),
+        },
+        errors=(400,),
+    ),
+    ("GET", "/api/v1/openapi.json"): Operation(
+        id="getOpenApi", says="This document",
+        replies={200: Reply("OpenAPI 3.1.", {"application/json": {"type": "object"}})},
+    ),
+    ("GET", "/docs"): Operation(
+        id="getDocs", says="This document as a page", replies={200: Reply("A page.", {"text/html": TEXT})}
+    ),
+}  # fmt: skip
+
+
+def document(engines: Sequence[str]) -> Json:
+    """Return the document of a service that has `engines`."""
+    schemas = _schemas()
+    for name in ("GenerateRequest", "GenerateForm"):
+        schemas[name]["properties"]["engine"]["enum"] = ["auto", *engines]
+    paths: Json = {}
+    for (method, path), operation in OPERATIONS.items():
+        paths.setdefault(path, {})[method.lower()] = _operation(path, operation, schemas)
+    for query in {operation.query for operation in OPERATIONS.values()}:
+        del schemas[query.__name__]
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Live Avatar", "version": wire.VERSION,
+            "description": "A portrait and a recording become a talking video. HEAD works wherever GET does.",
+        },
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }  # fmt: skip
+
+
+def _schemas() -> Json:
+    """Return the JSON schema of every model, by its name."""
+    asked: set[type[BaseModel]] = {operation.query for operation in OPERATIONS.values()}
+    sent: set[type[BaseModel]] = {Problem}
+    for operation in OPERATIONS.values():
+        asked |= set((operation.body or {}).values())
+        contents = [content for reply in operation.replies.values() for content in reply.content.values()]
+        sent |= {content for content in contents if isinstance(content, type)}
+    inputs = [(model, "validation") for model in sorted(asked, key=lambda model: model.__name__)]
+    outputs = [(model, "serialization") for model in sorted(sent, key=lambda model: model.__name__)]
+    _, found = models_json_schema([*inputs, *outputs], ref_template="#/components/schemas/{model}")  # type: ignore[list-item]
+    schemas: Json = found["$defs"]
+    _as_form(schemas["GenerateForm"], {"image": BINARY, "audio": BINARY})
+    _as_form(schemas["UploadForm"], {"file": BINARY}, required=("file",))
+    return schemas
+
+
+def _as_form(schema: Json, files: Json, required: tuple[str, ...] = ()) -> None:
+    """Turn a model of text fields into that of the form: with its files, and without null, which no form can say."""
+    fields = {name: _not_null(field) for name, field in schema["properties"].items() if field.get("type") != "null"}
+    schema["properties"] = {**files, **fields}
+    schema["required"] = [*required, *schema.get("required", [])]
+
+
+def _not_null(schema: Json) -> Json:
+    """Return the schema of a field that is left out rather than null."""
+    bare = {key: copy.deepcopy(value) for key, value in schema.items() if key != "anyOf"}
+    if bare.get("default", ...) is None:
+        del bare["default"]
+    for choice in schema.get("anyOf", []):
+        if choice != {"type": "null"}:
+            bare |= choice
+    return bare
+
+
+def _operation(path: str, operation: Operation, schemas: Json) -> Json:
+    responses = {str(status): _reply(reply) for status, reply in operation.replies.items()}
+    for status in sorted({403, 405, 500, *operation.errors}):
+        responses[str(status)] = _error(status)
+    described: Json = {
+        "operationId": operation.id, "summary": operation.says, "parameters": _parameters(path, operation, schemas),
+        "responses": responses,
+    }  # fmt: skip
+    if operation.body:
+        content = {kind: {"schema": _reference(model)} for kind, model in operation.body.items()}
+        described["requestBody"] = {"required": True, "content": content}
+    return described
+
+
+def _parameters(path: str, operation: Operation, schemas: Json) -> list[Json]:
+    parts = {"task_id": {"type": "string", "pattern": f"^{wire.TASK_ID}$"}, "name": {"type": "string"}}
+    found = [
+        {"name": name, "in": "path", "required": True, "schema": schema}
+        for name, schema in parts.items()
+        if f"{{{name}}}" in path
+    ]
+    for name, schema in schemas[operation.query.__name__].get("properties", {}).items():
+        bare = _not_null(schema)
+        says = bare.pop("description", "")
+        found.append({"name": name, "in": "query", "description": says, "schema": bare})
+    found += [{"name": name, "in": "header", **_REQUEST_HEADERS[name]} for name in operation.headers]
+    return found
+
+
+def _reply(reply: Reply) -> Json:
+    content = {kind: {"schema": _reference(shape)} for kind, shape in reply.content.items()}
+    return _response(reply.says, content, reply.headers)
+
+
+def _error(status: int) -> Json:
+    codes = [code.value for code in Code if HTTP[code] == status]
+    content = {"application/problem+json": {"schema": _reference(Problem)}}
+    return _response(f"error_code: {', '.join(codes)}", content, _ERROR_HEADERS.get(status, ()))
+
+
+def _response(says: str, content: Json, headers: tuple[str, ...]) -> Json:
+    response: Json = {"description": says, "headers": {name: _HEADERS[name] for name in ("X-Request-ID", *headers)}}
+    return response | ({"content": content} if content else {})
+
+
+def _reference(shape: type[BaseModel] | Json) -> Json:
+    return {"$ref": f"#/components/schemas/{shape.__name__}"} if isinstance(shape, type) else dict(shape)
