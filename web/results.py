@@ -31,7 +31,7 @@ def send(manager: TaskManager, task_id: str, name: str) -> Response:
     view = manager.view(known_id(task_id), current_tenant())
     try:
         path = manager.result_file(view.task, name)
-        response = _file(path, as_attachment)
+        response = _file(path, f"{task_id}{path.suffix}", as_attachment)
     except FileNotFoundError:
         raise ApiError(Code.NOT_FOUND, "the task has no such file") from None
     response.headers["X-Content-Type-Options"] = "nosniff"
@@ -39,9 +39,9 @@ def send(manager: TaskManager, task_id: str, name: str) -> Response:
     return response
 
 
-def _file(path: Path, as_attachment: bool) -> Response:
+def _file(path: Path, download_name: str, as_attachment: bool) -> Response:
     # RFC 9110 lets a server ignore a Range that it does not understand; several ranges at once are of no use here.
     if not _ONE_RANGE.fullmatch(request.headers.get("Range", "")):
         request.environ.pop("HTTP_RANGE", None)
     kind = TYPES.get(path.suffix, "application/octet-stream")
-    return send_file(path, kind, as_attachment, download_name=f"{path.parent.parent.name}{path.suffix}")
+    return send_file(path, kind, as_attachment, download_name=download_name)
