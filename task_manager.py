@@ -25,11 +25,12 @@ from sqlalchemy.exc import OperationalError
 from config_loader import Settings, engine_environment
 from tasks.estimate import Work, expected_work, queue_wait
 from tasks.folders import Folders
-from tasks.launch import ROOT, Launcher
+from tasks.launch import Launcher
 from tasks.model import Event, LostRace, OutputFormat, Params, Phase, Priority, Status, Task
 from tasks.placement import Host
 from tasks.profile import Engine, EngineTable, Profile
 from tasks.scheduler import LOCK_NAME, Scheduler
+from tasks.spawner import ROOT
 from tasks.spec import LOG_FILE
 from tasks.store import Backlog, IdempotencyKey, Store, utc_now
 from tasks.wake import ring

@@ -24,8 +24,8 @@ from sqlalchemy.exc import DBAPIError
 from tasks.engine_process import EngineProcess, Progress
 from tasks.estimate import Learned, Work, lesson, pace
 from tasks.finish import Abandoned, Ending, Unusable, publish
-from tasks.launch import ROOT
 from tasks.model import ErrorCode, Event, Facts, Failure, LostRace, Note, Phase, RunnerId, Status
+from tasks.spawner import ROOT
 from tasks.spec import LOG_FILE, AttemptSpec
 from tasks.store import Store
 from tasks.verdict import Stopped, judge_exit, redact

@@ -1,4 +1,4 @@
-"""One engine at work: started, listened to, stopped. Standard library only at import, see tasks.spec.
+"""One engine at work: started, listened to, stopped.
 
 The engine writes its log straight into a file, so that no reader's death can stop it, and its progress into a pipe of
 lines. Its end is seen through SIGCHLD's wake-up descriptor; nothing here sleeps.

@@ -16,13 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.video import VideoError, VideoFacts, inspect_video, is_faststart, to_faststart, to_webm, write_poster
-
 from tasks.estimate import Learned
 from tasks.model import ErrorCode, Event, Facts, Failure, OutputFormat, Result, Video
 from tasks.spec import FINISH_FILE, OUTPUT_FOLDER, AttemptSpec
 from tasks.verdict import Output, excerpt_of, judge_output
 from utils.file_handler import write_atomic
+from utils.video import VideoError, VideoFacts, inspect_video, is_faststart, to_faststart, to_webm, write_poster
 
 POSTER_NAME = "poster.jpg"
 _VIDEO_SUFFIXES = {".mp4", ".webm"}

@@ -7,20 +7,18 @@ which a living runner could be taken for a dead one: the lock ends with the last
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.estimate import Work
 from tasks.folders import Folders
 from tasks.model import Task
 from tasks.profile import Profile
-from tasks.spec import DATABASE_VARIABLE, LOCK_FILE, LOCK_VARIABLE, OUTPUT_FOLDER, AttemptSpec
+from tasks.spawner import ROOT, Spawner
+from tasks.spec import DATABASE_VARIABLE, LOCK_FILE, OUTPUT_FOLDER, AttemptSpec
 from utils.process import try_lock
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +30,7 @@ class Launcher:
     database_url: str
     heartbeat_seconds: float
     poll_seconds: float
+    spawner: Spawner = field(default_factory=Spawner)
 
     def reserve(self, task_id: str, attempt: int) -> int | None:
         """Make the folder of an attempt and return its lock's descriptor; None while another holds it."""
@@ -39,23 +38,12 @@ class Launcher:
         (folder / OUTPUT_FOLDER).mkdir(parents=True, exist_ok=True)
         return try_lock(folder / LOCK_FILE)
 
-    def spawn(self, task: Task, profile: Profile, work: Work, lock: int) -> subprocess.Popen[bytes]:
-        """Start the runner of a claimed task. It keeps running whatever happens to this process."""
+    def spawn(self, task: Task, profile: Profile, work: Work, lock: int) -> int:
+        """Start the runner of a claimed task and return its pid. It keeps running whatever happens to this process."""
         spec = self._spec(task, profile, work)
         spec.save()
-        folder = Path(spec.folder)
-        own = {
-            DATABASE_VARIABLE: self.database_url,
-            LOCK_VARIABLE: str(lock),
-            "AVATAR_PYTHON": sys.executable,
-            "PYTHONUNBUFFERED": "1",
-        }
-        with (folder / "runner.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "tasks.runner", spec.folder], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=log, env={**self.environment, **profile.env, **own, **spec.marks}, pass_fds=(lock,),
-                start_new_session=True,
-            )  # fmt: skip
+        own = {DATABASE_VARIABLE: self.database_url, "AVATAR_PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"}
+        return self.spawner.spawn(Path(spec.folder), {**self.environment, **profile.env, **own, **spec.marks}, lock)
 
     def lives(self, task: Task) -> bool:
         """Say whether any process still holds the task's present attempt."""
@@ -72,15 +60,28 @@ class Launcher:
         folder = self.folders.attempt(task.id, task.attempt)
         slot = self.folders.slots / f"{task.slot}.lock"
         return AttemptSpec(
-            task_id=task.id, attempt=task.attempt, argv=self._argv(task, profile, folder), folder=str(folder),
-            results=str(self.folders.result(task.id, task.attempt)), slot_lock=str(slot),
-            lock_folder=str(self.folders.data), wake=str(self.folders.wake), python=sys.executable,
-            profile=f"{task.engine}/{profile.name}", plan=task.plan, sample_steps=task.params.sample_steps,
-            output_format=task.params.output_format, extra_frames=profile.extra_frames, estimate=profile.estimate,
-            expected_load=work.load, expected_generate=work.generate, grace_seconds=profile.grace_seconds,
-            run_timeout_seconds=profile.run_timeout_seconds, silence_timeout_seconds=profile.silence_timeout_seconds,
-            heartbeat_seconds=self.heartbeat_seconds, poll_seconds=self.poll_seconds,
-        )  # fmt: skip
+            task_id=task.id,
+            attempt=task.attempt,
+            argv=self._argv(task, profile, folder),
+            folder=str(folder),
+            results=str(self.folders.result(task.id, task.attempt)),
+            slot_lock=str(slot),
+            lock_folder=str(self.folders.data),
+            wake=str(self.folders.wake),
+            profile=f"{task.engine}/{profile.name}",
+            plan=task.plan,
+            sample_steps=task.params.sample_steps,
+            output_format=task.params.output_format,
+            extra_frames=profile.extra_frames,
+            estimate=profile.estimate,
+            expected_load=work.load,
+            expected_generate=work.generate,
+            grace_seconds=profile.grace_seconds,
+            run_timeout_seconds=profile.run_timeout_seconds,
+            silence_timeout_seconds=profile.silence_timeout_seconds,
+            heartbeat_seconds=self.heartbeat_seconds,
+            poll_seconds=self.poll_seconds,
+        )
 
     def _argv(self, task: Task, profile: Profile, folder: Path) -> list[str]:
         """The engine contract's arguments: one element each, `--name=value`, so that a prompt is never a flag."""

@@ -1,42 +1,39 @@
 """The process that owns one attempt, from the start of its engine to the last write into the row.
 
-It lives in a session of its own and answers to nobody: a restart of the web server does not touch it. It starts the
-engine first and imports what is heavy while the engine already works, because a task's first second counts.
+It lives in a session of its own and answers to nobody: a restart of the web server does not touch it. It is forked from
+the spawner (tasks.spawner), which has imported all that it needs, so the engine starts within milliseconds.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 
+from tasks.attempt import Attempt
 from tasks.engine_process import EngineProcess
-from tasks.spec import LOG_FILE, RUNNER_ONLY, AttemptSpec
-from utils.process import become_subreaper, try_lock
+from tasks.spec import DATABASE_VARIABLE, LOG_FILE, AttemptSpec
+from utils.process import become_subreaper, name_process, try_lock
 
 _SLOT_SECONDS = 60.0
 
 
-def main(argv: list[str]) -> int:
-    """Run the attempt whose folder is `argv[1]`; return 0 when its end is recorded."""
-    folder = Path(argv[1])
-    spec = AttemptSpec.load(folder)
+def run(folder: Path) -> int:
+    """Run the attempt whose folder this is; return 0 when its end is recorded."""
     os.umask(0o027)
+    name_process("avatar-runner")
     become_subreaper()
+    spec = AttemptSpec.load(folder)
     slot = _take_slot(Path(spec.slot_lock))
     began = time.monotonic()
     engine, problem = None, "the slot is still held by a process of an earlier task"
     if slot is not None:
         engine, problem = _start(spec, folder, slot)
-
-    from tasks.attempt import Attempt  # the store and SQLAlchemy: 0.2 s that the engine need not wait for
-
-    return Attempt(spec, os.environ["AVATAR_DATABASE_URL"], engine, problem, slot, began).run()
+    return Attempt(spec, os.environ[DATABASE_VARIABLE], engine, problem, slot, began).run()
 
 
 def _start(spec: AttemptSpec, folder: Path, slot: int) -> tuple[EngineProcess | None, str]:
-    environ = {name: value for name, value in os.environ.items() if name not in RUNNER_ONLY}
+    environ = {name: value for name, value in os.environ.items() if name != DATABASE_VARIABLE}
     try:
         return EngineProcess(spec.argv, folder, folder / LOG_FILE, environ, slot), ""
     except OSError as error:
@@ -49,7 +46,3 @@ def _take_slot(path: Path) -> int | None:
     while (lock := try_lock(path)) is None and time.monotonic() < deadline:
         time.sleep(0.02)  # flock has no wait with a deadline
     return lock
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import select
-import subprocess
 import threading
 from collections.abc import Callable
 
@@ -56,7 +55,6 @@ class Scheduler:
         self._lock_file = launcher.folders.data / LOCK_NAME
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
-        self._children: list[subprocess.Popen[bytes]] = []
         self._watched: dict[tuple[str, int], int] = {}  # attempt -> pidfd of its runner
 
     def start(self) -> None:
@@ -78,9 +76,11 @@ class Scheduler:
         bell = Bell(self._launcher.folders.wake)
         try:
             log.info("this process schedules")
+            self._launcher.spawner.warm_up()
             self._schedule(bell)
         finally:
             bell.close()
+            self._launcher.spawner.close()
             for descriptor in self._watched.values():
                 os.close(descriptor)
             os.close(lock)
@@ -110,7 +110,6 @@ class Scheduler:
     # --- giving slots --------------------------------------------------------------------------------------------
 
     def _place(self) -> None:
-        self._children = [child for child in self._children if child.poll() is None]
         queued = [task for task in self._store.queued(_AHEAD) if self._profile(task)]
         if not queued:
             return
@@ -127,14 +126,13 @@ class Scheduler:
             return
         try:
             claimed = self._store.happen(task, Event.CLAIM, Facts(slot=placement.slot, profile=profile.name))
-            child = self._launcher.spawn(claimed, profile, self._work_of(claimed), lock)
+            pid = self._launcher.spawn(claimed, profile, self._work_of(claimed), lock)
         except LostRace:
             log.info("task %s changed before it could start", task.id)
             return
         finally:
             os.close(lock)
-        self._children.append(child)
-        self._watch(claimed, child.pid)
+        self._watch(claimed, pid)
 
     def _profile(self, task: Task) -> Profile | None:
         """Where the table changed since the task was accepted, it waits: the operator may bring the profile back."""

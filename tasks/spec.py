@@ -1,7 +1,6 @@
 """What the scheduler hands a runner: everything about one attempt, as one JSON file in the attempt's folder.
 
-No secret is in it; the database's URL comes by the environment. Only the standard library is imported from here, so
-that a runner has read it, and started its engine, before anything heavy is loaded.
+No secret is in it; the database's URL comes by the environment.
 """
 
 from __future__ import annotations
@@ -21,9 +20,7 @@ FINISH_FILE = "finish.json"
 OUTPUT_FOLDER = "out"
 
 DATABASE_VARIABLE = "AVATAR_DATABASE_URL"
-LOCK_VARIABLE = "AVATAR_ATTEMPT_LOCK_FD"
-RUNNER_ONLY = (DATABASE_VARIABLE, LOCK_VARIABLE)
-"""Variables of the runner that its engine must not see."""
+"""Tells the runner where the rows are; its engine must not see it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +35,6 @@ class AttemptSpec:
     slot_lock: str
     lock_folder: str
     wake: str
-    python: str
     profile: str
     plan: VideoPlan
     sample_steps: int

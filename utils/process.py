@@ -1,8 +1,7 @@
 """Processes: who they are, whether they live, and how to be sure that none is left. Knows no task.
 
 Linux is the target; where a call is Linux's own (subreaper, death signal, pidfd, /proc) other systems get a plainer
-fallback, named in the function. psutil is imported where it is used: a runner needs the calls that do without it before
-its engine has started, and then every 20 ms count.
+fallback, named in the function.
 """
 
 from __future__ import annotations
@@ -15,22 +14,19 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import psutil
+import psutil
 
 LINUX = sys.platform == "linux"
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True) if LINUX else None
 
 
 def boot_id() -> str:
     """Return what identifies this boot of the machine (the boot's time where there is no /proc)."""
-    import psutil
-
     if LINUX:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return str(int(psutil.boot_time()))
@@ -38,8 +34,6 @@ def boot_id() -> str:
 
 def start_time(pid: int) -> int | None:
     """Return when a process started, in clock ticks since boot (seconds elsewhere); None when there is none."""
-    import psutil
-
     try:
         if LINUX:
             # The name in field 2 may hold spaces and parentheses; the fields after it are counted from the last one.
@@ -51,12 +45,16 @@ def start_time(pid: int) -> int | None:
 
 def is_alive(pid: int, started: int) -> bool:
     """Say whether the process of this pid is the one that started then, and not a zombie."""
-    import psutil
-
     try:
         return start_time(pid) == started and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def name_process(name: str) -> None:
+    """Set the name (15 characters) that `ps` and `top` show for this process. Nothing outside Linux."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def become_subreaper() -> None:
@@ -97,8 +95,6 @@ def try_lock(path: Path) -> int | None:
 
 def descendants(pid: int) -> list[psutil.Process]:
     """Return all living processes below `pid`."""
-    import psutil
-
     try:
         return [child for child in psutil.Process(pid).children(recursive=True) if _lives(child)]
     except psutil.NoSuchProcess:
@@ -110,8 +106,6 @@ def marked(marks: dict[str, str]) -> list[psutil.Process]:
 
     A process that was started with another environment is not found.
     """
-    import psutil
-
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -127,8 +121,6 @@ def kill_all(*, below: int | None, marks: dict[str, str], deadline: float) -> bo
     Rounds, because a process may fork while it is being looked for. Returns False when some are left after `deadline`
     seconds (a process in uninterruptible sleep).
     """
-    import psutil
-
     until = time.monotonic() + deadline
     left: list[psutil.Process] = []
     while True:
@@ -148,8 +140,6 @@ def _distinct(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def _lives(process: psutil.Process) -> bool:
-    import psutil
-
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

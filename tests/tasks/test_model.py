@@ -29,9 +29,16 @@ from tasks.model import (
 from tests.conftest import NOON, make_task
 
 VIDEO = Video(
-    width=384, height=256, fps=25.0, frames=290, duration_seconds=11.6, size_bytes=1, sha256="0" * 64, video_codec="h264",
+    width=384,
+    height=256,
+    fps=25.0,
+    frames=290,
+    duration_seconds=11.6,
+    size_bytes=1,
+    sha256="0" * 64,
+    video_codec="h264",
     audio_codec="aac",
-)  # fmt: skip
+)
 FACTS = {
     Event.CLAIM: Facts(slot="cpu-0", profile="preview_cpu"),
     Event.COMPLETE: Facts(result=Result("video.mp4", "poster.jpg", VIDEO)),

@@ -1,0 +1,133 @@
+"""A warm process from which runners are forked.
+
+Importing the database and media libraries takes a Python process half a second and more; a runner that is forked from
+one that has them starts in milliseconds. The spawner has one thread, so a fork copies it whole; it keeps nothing of a
+runner, which leads its own session; and it ends when the scheduler that started it ends, leaving its runners alone.
+
+The scheduler's side is Spawner, the other side is `main`. A request is one JSON message with the attempt's lock as an
+attached descriptor; the answer is the runner's pid and the time at which it started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+_REQUEST_BYTES = 128 * 1024
+_ANSWER_SECONDS = 20.0
+
+
+class SpawnError(OSError):
+    """No runner could be started."""
+
+
+@dataclass(slots=True)
+class Spawner:
+    """The scheduler's end. Starts its process when first needed, and anew when it was killed. For one thread."""
+
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _channel: socket.socket | None = field(default=None, init=False)
+
+    def warm_up(self) -> None:
+        """Start the process, so that the first task finds it ready."""
+        self._connected()
+
+    def spawn(self, folder: Path, environment: Mapping[str, str], lock: int) -> int:
+        """Start a runner for the attempt in `folder`, handing it the lock; return its pid. Raises SpawnError."""
+        request = json.dumps({"folder": str(folder), "environment": dict(environment)}).encode()
+        try:
+            return self._ask(request, lock)
+        except OSError:
+            self.close()  # killed since the last task: once more with a new one
+        try:
+            return self._ask(request, lock)
+        except OSError as error:
+            self.close()
+            raise SpawnError(f"the spawner does not answer: {error}") from error
+
+    def close(self) -> None:
+        """End the process; runners go on."""
+        if self._channel is not None:
+            self._channel.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._process = self._channel = None
+
+    def _ask(self, request: bytes, lock: int) -> int:
+        channel = self._connected()
+        socket.send_fds(channel, [request], [lock])
+        answer = channel.recv(64)
+        if not answer:
+            raise ConnectionResetError("the spawner has ended")
+        return int(answer)
+
+    def _connected(self) -> socket.socket:
+        if self._channel is not None:
+            return self._channel
+        # SEQPACKET keeps messages apart; the timeout keeps a stopped spawner from stopping the scheduler.
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(_ANSWER_SECONDS)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REQUEST_BYTES)
+        command = [sys.executable, "-m", "tasks.spawner", str(theirs.fileno())]
+        with theirs:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), start_new_session=True
+            )
+        self._channel = ours
+        return ours
+
+
+def main(argv: list[str]) -> int:
+    """Fork a runner for each request on the socket `argv[1]`, until its other end is closed."""
+    import tasks.attempt  # noqa: F401 - imported for the runners that are forked from here
+
+    channel = socket.socket(fileno=int(argv[1]))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # runners that end need no waiting for
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(channel, _REQUEST_BYTES, 1)
+        if not request:
+            return 0
+        asked = json.loads(request)
+        pid = os.fork()
+        if pid == 0:
+            channel.close()
+            _become_runner(Path(asked["folder"]), asked["environment"], descriptors[0])
+        os.close(descriptors[0])
+        channel.send(str(pid).encode())
+
+
+def _become_runner(folder: Path, environment: dict[str, str], lock: int) -> None:
+    """Turn the forked child into the runner of one attempt; never returns."""
+    status = 70
+    try:
+        os.setsid()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        log = os.open(folder / "runner.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.set_inheritable(lock, False)
+        from tasks.runner import run
+
+        status = run(folder)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
