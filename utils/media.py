@@ -41,7 +41,7 @@ BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from utils.media_child impo
 ENVIRONMENT = {"LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 MAX_REPLY_BYTES = 1 << 16
 TOO_LONG = "the {} takes too long to decode"
-DAMAGED = "the {} is damaged and cannot be decoded"
+DAMAGED = "the {} is cut off or damaged"
 _DEATHS = {-signal.SIGKILL: "the {} needs too much time or memory to decode", -signal.SIGXCPU: TOO_LONG,
            -signal.SIGALRM: TOO_LONG}  # fmt: skip
 _NAMES: dict[Kind, str] = {"image": "image", "audio": "recording"}

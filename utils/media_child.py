@@ -88,7 +88,7 @@ def _load(kind: Kind) -> Decoder:
 
 
 def _do(job: dict[str, Any], decoder: Decoder, limits: MediaLimits) -> dict[str, object]:
-    damaged = f"the {NAMES[job['kind']]} is damaged and cannot be decoded"
+    damaged = f"the {NAMES[job['kind']]} is cut off or damaged"
     try:
         return {"facts": _convert(job, decoder, limits)}
     except MediaError as error:

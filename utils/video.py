@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 import av.error
 
+from utils.containers import boxes, missing_bytes
 from utils.file_handler import FULL, StorageFull, created, write_atomic
 
 MAX_LAST_FRAMES = 1500
@@ -29,7 +29,6 @@ VP9 = {"deadline": "realtime", "cpu-used": "8", "row-mt": "1", "tile-columns": "
 OPUS_RATE = 48_000
 OPUS_BITS = 96_000
 JPEG_QUALITY = 85
-EBML = b"\x1a\x45\xdf\xa3"
 
 
 class VideoError(ValueError):
@@ -59,7 +58,8 @@ class VideoFacts:
 def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     options = {"format_whitelist": "mov,matroska", "protocol_whitelist": "none"}
     with path.open("rb") as file:
-        _require_whole(file, path.stat().st_size)
+        if missing_bytes(file, path.stat().st_size):
+            raise VideoError("the video is cut off: its end is missing")
         try:
             with av.open(file, "r", container_options=options, metadata_errors="ignore") as container:
                 yield container
@@ -234,50 +234,7 @@ def to_faststart(source: Path, destination: Path) -> None:
 def is_faststart(path: Path) -> bool:
     """Tell whether an mp4's index (moov) stands before its data (mdat), so that a browser plays while it loads."""
     with path.open("rb") as file:
-        for name, _ in _boxes(file):
+        for name, _ in boxes(file):
             if name in (b"moov", b"mdat"):
                 return name == b"moov"
     return False
-
-
-# -- containers, from outside --------------------------------------------------------------------------------------
-
-
-def _require_whole(file: BinaryIO, size: int) -> None:
-    """Raise VideoError when the outermost boxes or elements reach past the end of the file."""
-    head = file.read(8)
-    file.seek(0)
-    ends = [end for _, end in (_elements(file) if head.startswith(EBML) else _boxes(file))]
-    file.seek(0)
-    if ends and max(ends) > size:
-        raise VideoError("the video is cut off: its end is missing")
-
-
-def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Yield name and end of the top-level boxes of ISO 14496-12."""
-    position = 0
-    while len(head := file.read(16)) >= 8:
-        size, name = struct.unpack(">I4s", head[:8])
-        if size == 1 and len(head) == 16:
-            size = int.from_bytes(head[8:], "big")
-        # 0 stands for "to the end of the file"; less than a head cannot be.
-        if size < 8:
-            yield name, position
-            return
-        position += size
-        yield name, position
-        file.seek(position)
-
-
-def _elements(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Yield id and end of the top-level elements of a Matroska file (RFC 8794), up to one of unknown size."""
-    position = 0
-    while len(head := file.read(12)) >= 5:
-        width = 9 - head[4].bit_length()
-        size = int.from_bytes(head[4 : 4 + width], "big") & (1 << 7 * width) - 1
-        # All ones stand for "unknown": a live recording, or one that was never finished.
-        if width > 8 or size == (1 << 7 * width) - 1:
-            return
-        position += 4 + width + size
-        yield head[:4], position
-        file.seek(position)
