@@ -1,0 +1,180 @@
+"""A real service: gunicorn on a free loopback port, a data folder of its own, ended with the test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import urllib3
+import yaml
+from PIL import Image
+
+from tests.conftest import ROOT
+from tests.tasks.conftest import ready_video, write_video  # noqa: F401 - a fixture
+from utils.process import marked
+
+
+class Service:
+    """Starts, stops and kills one service, and talks to it."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], workers: int) -> None:
+        self.folder, self.environment, self.workers = folder, environment, workers
+        self.data = folder / "data"
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http = urllib3.PoolManager(maxsize=32, retries=False, timeout=60)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Service:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("AVATAR_")}
+        own = {"AVATAR_DATA_DIR": str(self.data), "AVATAR_PORT": str(self.port), "WEB_CONCURRENCY": str(self.workers)}
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "-c", "configs/gunicorn.conf.py", "app:create_app()"],
+                cwd=ROOT,
+                env={**kept, **own, **self.environment},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._wait_until_healthy()
+        return self
+
+    def _wait_until_healthy(self) -> None:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                if self.http.request("GET", f"{self.url}/api/v1/health").status == 200:
+                    return
+            except urllib3.exceptions.HTTPError:
+                pass  # not listening yet
+            assert self.process is not None
+            assert self.process.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.05)
+
+    def log(self) -> str:
+        return (self.folder / "server.log").read_text(errors="replace")[-6000:]
+
+    def processes(self) -> list[psutil.Process]:
+        """The gunicorn master, its workers and their spawner; not the runners."""
+        if self.process is None:
+            return []
+        master = psutil.Process(self.process.pid)
+        workers = master.children()
+        return [master, *workers, *(child for worker in workers for child in worker.children())]
+
+    def kill(self) -> None:
+        """kill -9 of the master and of all its workers."""
+        own = self.processes()
+        for process in own:
+            process.kill()
+        psutil.wait_procs(own, timeout=10)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(30)
+
+    def call(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
+        answer = self.http.request(method, self.url + path, **options)
+        is_json = "json" in answer.headers.get("Content-Type", "")
+        return answer.status, json.loads(answer.data) if is_json else answer.data
+
+    def upload(self, kind: str, path: Path) -> str:
+        status, answer = self.call(
+            "POST", "/api/v1/upload", fields={"type": kind, "file": (path.name, path.read_bytes())}
+        )
+        assert status == 201, answer
+        return str(answer["path"])
+
+    def submit(self, image: str, audio: str, **fields: Any) -> dict[str, Any]:
+        body = {"prompt": "a person speaks", "image_path": image, "audio_path": audio, "size": "384*256", **fields}
+        status, answer = self.call("POST", "/api/v1/generate", json=body)
+        assert status == 201, answer
+        return dict(answer)
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        status, answer = self.call("GET", f"/api/v1/task/{task_id}")
+        assert status == 200, answer
+        return dict(answer)
+
+    def ended(self, task_id: str, seconds: float = 60) -> dict[str, Any]:
+        return self.until(task_id, lambda task: task["status"] in ("completed", "failed", "cancelled"), seconds)
+
+    def until(self, task_id: str, holds: Callable[[dict[str, Any]], bool], seconds: float = 60) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        while not holds(task := self.task(task_id)):
+            assert time.monotonic() < deadline, task
+            self.call("GET", f"/api/v1/task/{task_id}?wait=1")
+        return task
+
+    def clean_up(self) -> None:
+        """End everything, tasks' processes too."""
+        self.stop()
+        for folder in (self.data / "tasks").glob("*"):
+            for process in marked({"AVATAR_TASK_ID": folder.name}):
+                process.kill()
+
+
+@pytest.fixture
+def service(tmp_path: Path, ready_video: Path) -> Iterator[Callable[..., Service]]:  # noqa: F811
+    """Return a function that starts a service with the stand-in engine `fake` beside the preview."""
+    made: list[Service] = []
+
+    def start(
+        workers: int = 1, behaviour: str = "copy", fake: dict[str, Any] | None = None, **environment: str
+    ) -> Service:
+        starts = tmp_path / "starts.txt"
+        starts.touch()
+        env = {"FAKE_ENGINE": behaviour, "FAKE_VIDEO": str(ready_video), "FAKE_STARTS": str(starts)}
+        row = {"name": "only", "script": str(ROOT / "tests/fakes/engine.sh"), "grace_seconds": 1.0, **(fake or {})}
+        row["env"] = {**env, **row.get("env", {})}
+        table = yaml.safe_load((ROOT / "configs" / "engines.yaml").read_text())
+        table["engines"]["fake"] = {"profiles": [row]}
+        (tmp_path / "engines.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
+        settings = {
+            "AVATAR_ENGINES__TABLE": str(tmp_path / "engines.yaml"),
+            "AVATAR_INPUTS__FOLDERS": str(tmp_path / "in"),
+        }
+        made.append(Service(tmp_path, {**settings, **environment}, workers))
+        return made[-1].start()
+
+    yield start
+    for one in made:
+        one.clean_up()
+
+
+@pytest.fixture
+def portrait(tmp_path: Path) -> Path:
+    """A small picture without a face."""
+    (tmp_path / "in").mkdir(exist_ok=True)
+    path = tmp_path / "in" / "portrait.png"
+    rng = np.random.default_rng(1)
+    Image.fromarray(rng.integers(0, 255, (72, 96, 3), np.uint8)).resize((384, 256)).save(path)
+    return path
+
+
+@pytest.fixture
+def voice(tmp_path: Path) -> Path:
+    """One second of a tone, 16 kHz, mono: 25 frames."""
+    (tmp_path / "in").mkdir(exist_ok=True)
+    path = tmp_path / "in" / "voice.wav"
+    tone = np.sin(np.arange(16_000) * 2 * np.pi * 220 / 16_000) * 8000
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(tone.astype("<i2").tobytes())
+    return path
