@@ -1,8 +1,9 @@
 """Pictures of an eye with its lid lowered, made from the one portrait.
 
-The upper lid comes down over an eye that stays where it is, as lids do. Its skin is the strip between brow and lash
-line, unrolled downwards; the lash line itself rides on the lid's edge, unstretched. Squeezing the whole eye instead
-flattens the iris, which looks like a wince.
+The upper lid comes down over an eye that stays where it is, as lids do. Its skin is the strip below the brow, unrolled
+downwards, with a soft line of lashes along its edge. Squeezing the whole eye instead flattens the iris, which looks
+like a wince. The mesh draws eyes a little small, so the lid starts above its line and ends below it: a lid that leaves
+a rim of white looks broken, one that covers a lash too many does not.
 """
 
 from __future__ import annotations
@@ -20,22 +21,25 @@ from engines.preview.portrait import Pixels
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Indices of the mesh around one eye: upper and lower lid from left to right, lower edge of the brow."""
+    """Indices of the mesh around one eye: upper and lower lid from left to right, lower edge of the brow, cheek."""
 
     upper: tuple[int, ...]
     lower: tuple[int, ...]
     brow: tuple[int, ...]
+    cheek: int
 
 
 LEFT = Marks(
     (33, 246, 161, 160, 159, 158, 157, 173, 133),
     (33, 7, 163, 144, 145, 153, 154, 155, 133),
     (46, 53, 52, 65, 55),
+    50,
 )
 RIGHT = Marks(
     (362, 398, 384, 385, 386, 387, 388, 466, 263),
     (362, 382, 381, 380, 374, 373, 390, 249, 263),
     (285, 295, 282, 283, 276),
+    280,
 )
 
 LEVELS = 5
@@ -44,6 +48,9 @@ BLINK = (0.35, 0.85, 1.0, 1.0, 0.7, 0.35, 0.12)
 """How far the lid is down in the frames of one blink: it falls faster than it rises."""
 PAUSE_SECONDS = (1.8, 4.8)
 SKIN_SHARE = 0.35
+ABOVE, BELOW = 0.24, 0.22
+"""How far beyond the mesh's lids the eye is taken to reach, in heights of the eye."""
+LASH_SHARE = 0.75
 
 
 class Eye:
@@ -57,47 +64,74 @@ class Eye:
         knots = np.linspace(-half, half, 33)
         self._tall = max(float((np.interp(knots, *bottom.T) - np.interp(knots, *top.T)).max()), 1.0)
         brow_q = float(axes.local(points[list(marks.brow)])[:, 1].mean())
+        crown = float(top[:, 1].min()) - ABOVE * self._tall
+        brow_q = float(axes.local(points[list(marks.brow)])[:, 1].mean())
         # Up to two thirds of the way to the brow: hair of the brow must not ride down on the lid.
-        self._strip = float(np.clip(0.66 * (float(top[:, 1].min()) - brow_q), 0.35 * self._tall, 1.3 * self._tall))
-        high = float(top[:, 1].min()) - self._strip - 2
-        low = float(bottom[:, 1].max()) + 3
-        p = np.array([-half, half, -half, half], np.float32) * np.float32(1.12)
-        q = np.array([high, high, low, low], np.float32)
+        self._strip = float(np.clip(0.66 * (crown - brow_q), 0.3 * self._tall, 1.2 * self._tall))
+        low = float(bottom[:, 1].max()) + BELOW * self._tall + 3
+        p = np.array([-half, half, -half, half], np.float32) * np.float32(1.3)
+        q = np.array([crown - self._strip - 2, crown - self._strip - 2, low, low], np.float32)
         self.box = Box.around(np.stack(axes.picture(p, q), axis=1), *rgb.shape[1::-1])
         local = axes.local(np.stack(self.box.pixels(), axis=-1))
         self._p, self._q = np.ascontiguousarray(local[..., 0]), np.ascontiguousarray(local[..., 1])
-        self._upper = np.interp(self._p, *top.T).astype(np.float32)
-        self._lower = np.maximum(np.interp(self._p, *bottom.T).astype(np.float32), self._upper)
-        self._skin = self._lid_colour()
+        arch = np.sqrt(np.maximum(1 - (self._p / (1.18 * half)) ** 2, 0)) * self._tall
+        self._upper = np.interp(self._p, *top.T).astype(np.float32) - np.float32(ABOVE) * arch
+        lower = np.interp(self._p, *bottom.T).astype(np.float32) + np.float32(BELOW) * arch
+        self._lower = np.maximum(lower, self._upper)
+        self._skin, self._lash = self._lid_colour(_colour(rgb, points[marks.cheek])), self._lash_colour(top[1:-1])
 
     def picture(self, closed: float) -> Pixels:
         """Return the box's pixels (height, width, 3) with the lid `closed` 0..1."""
         open_eye = self._rgb[self.box.luma]
-        drop = closed * 0.94 * (self._lower - self._upper)
-        edge = self._upper + drop
-        above = edge - self._q
-        lash = np.float32(0.14 * self._tall)
-        # Above the lashes, the strip is unrolled over the strip and the drop; where the drop is 0, nothing moves.
-        unrolled = lash + (above - lash) * (self._strip - lash) / (self._strip - lash + drop)
-        from_q = self._upper - np.where(above < lash, above, np.minimum(unrolled, np.maximum(above - drop, unrolled)))
-        from_q = np.where(above > self._strip + drop, self._q, from_q)
-        x, y = self._axes.picture(self._p, from_q.astype(np.float32))
+        drop = closed * (self._lower - self._upper)
+        above = self._upper + drop - self._q
+        # The strip is unrolled over itself and the drop; where the drop is 0, nothing moves.
+        unrolled = np.minimum(above * self._strip / (self._strip + drop), above)
+        x, y = self._axes.picture(self._p, self._upper - unrolled)
         lid = cv2.remap(self._rgb, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
-        lid = self._evened(lid, above, drop)
-        alpha = (np.clip(above + 0.5, 0, 1) * np.clip(drop, 0, 1))[..., None]
-        mixed: Pixels = (lid * alpha + open_eye * (1 - alpha) + 0.5).astype(np.uint8)
+        lid = self._lashed(self._evened(lid, above, drop), above, drop)
+        alpha = np.clip(above + 0.5, 0, 1) * np.clip(self._strip + drop - above, 0, 1) * np.clip(drop, 0, 1)
+        mixed: Pixels = (lid * alpha[..., None] + open_eye * (1 - alpha[..., None]) + 0.5).astype(np.uint8)
         return mixed
 
     def _evened(self, lid: Grid, above: Grid, drop: Grid) -> Grid:
-        """Mix the middle of the lid with its own mean colour: the shadow of the crease does not belong on it."""
-        middle = smooth(above / (0.3 * self._tall)) * (1 - smooth(above / np.maximum(drop, 1e-3), 0.6, 1.2))
-        share = SKIN_SHARE * middle * np.clip(drop / self._tall, 0, 1)
-        return lid + (self._skin - lid) * share[..., None]
+        """Mix the lid with one colour, the more so where it is dark: crease and brow do not belong on it."""
+        dark = np.clip(1.15 - lid.sum(axis=2) / self._skin.sum(), 0, 0.4)
+        on_lid = (1 - smooth(above / np.maximum(drop, 1e-3), 0.6, 1.25)) * np.clip(drop / self._tall, 0, 1)
+        return lid + (self._skin - lid) * ((SKIN_SHARE + dark) * on_lid)[..., None]
 
-    def _lid_colour(self) -> Grid:
-        strip = (self._upper - self._q > 0.3 * self._tall) & (np.abs(self._p) < self._axes.half)
+    def _lashed(self, lid: Grid, above: Grid, drop: Grid) -> Grid:
+        """Draw the lashes along the lid's edge, thinning out to the corners."""
+        thick = max(1.0, 0.16 * self._tall)
+        line = np.clip(1 - np.abs(above - 0.4 * thick) / thick, 0, 1) * smooth(drop / (0.35 * self._tall))
+        return lid + (self._lash - lid) * (LASH_SHARE * line)[..., None]
+
+    def _lash_colour(self, lashes: Points) -> Grid:
+        """Return the darkest colour near the mesh's upper lid, as most of its points see it."""
+        height, width = self._rgb.shape[:2]
+        found = []
+        for up in (0.0, 0.12, 0.24, 0.36):
+            x, y = self._axes.picture(lashes[:, 0], lashes[:, 1] - np.float32(up * self._tall))
+            row, column = np.clip(np.round(y), 0, height - 1), np.clip(np.round(x), 0, width - 1)
+            found.append(self._rgb[row.astype(int), column.astype(int)])
+        colours = np.stack(found)
+        darkest = colours.sum(axis=2).argmin(axis=0)
+        return np.median(colours[darkest, np.arange(colours.shape[1])], axis=0).astype(np.float32)
+
+    def _lid_colour(self, cheek: Grid) -> Grid:
+        """Return the colour of the lid: that of the skin above, but no darker than a shaded cheek."""
+        strip = (self._upper - self._q > 0) & (np.abs(self._p) < self._axes.half)
         pixels = self._rgb[self.box.luma][strip]
-        return np.median(pixels, axis=0).astype(np.float32) if len(pixels) else np.full(3, 128, np.float32)
+        skin = np.percentile(pixels, 55, axis=0) if len(pixels) else cheek
+        lighter = max(1.0, 0.6 * float(cheek.sum() / max(skin.sum(), 1)))
+        return (skin * lighter).astype(np.float32)
+
+
+def _colour(rgb: Pixels, point: Points) -> Grid:
+    """Return the mean colour around a point."""
+    height, width = rgb.shape[:2]
+    x, y = min(max(int(point[0]), 2), width - 3), min(max(int(point[1]), 2), height - 3)
+    return np.asarray(rgb[y - 2 : y + 3, x - 2 : x + 3].mean(axis=(0, 1)), np.float32)
 
 
 def both_eyes(rgb: Pixels, points: Points) -> tuple[Eye, Eye]:

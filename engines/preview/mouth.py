@@ -36,6 +36,7 @@ NEUTRAL_SKIN = np.array([205, 160, 138], np.float32)
 TEETH = np.array([226, 217, 205], np.float32)
 TONGUE = np.array([150, 74, 74], np.float32)
 DEEP = np.array([42, 16, 16], np.float32)
+WARM_SHADE = np.array([0.7, 1.15, 1.25], np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,11 @@ class Mouth:
         edge = max(1.0, 0.025 * width)
         teeth = np.clip((tall - depth) / edge + 0.5, 0, 1) * smooth((1 - side) / 0.25)
         lit = (0.62 + 0.38 * smooth(depth / (0.1 * width))) * (1 - 0.45 * side**2) * self._between_teeth(p)
-        return colour + (TEETH * self._light * lit[..., None] - colour) * teeth[..., None]
+        # Between lips that hardly part, teeth are in the dark; painted there they look like metal.
+        teeth = teeth * smooth(gap.max(), 0.03 * width, 0.14 * width)
+        # Shade within a mouth is red: grey teeth look like metal.
+        shaded = TEETH * self._light * lit[..., None] ** WARM_SHADE
+        return colour + (shaded - colour) * teeth[..., None]
 
     def _between_teeth(self, p: Grid) -> Grid:
         """Return how light each place along the row of teeth is: a little darker where two teeth meet."""
