@@ -79,7 +79,7 @@ class Mouth:
 
     def _gaps(self) -> tuple[float, float]:
         own, width = self._own.size, 2 * self._half
-        if own < OWN_GAP * width:
+        if not own:
             return 0.0, 0.3 * width
         return 0.12 * own, max(0.3 * width, min(own, 0.55 * width))
 
@@ -117,12 +117,9 @@ class Mouth:
         had_upper, had_lower = own.table
         had = had_lower - had_upper
         ideal = np.maximum(1 - (table / self._half) ** 2, 0) ** np.float32(0.7)
-        like_own = min(1.0, own.size / max(shape.gap, 1e-3)) if own.size > OWN_GAP * 2 * self._half else 0.0
+        like_own = min(1.0, own.size / max(shape.gap, 1e-3))
         profile = like_own * had / max(own.size, 1e-3) + (1 - like_own) * ideal
         change = shape.gap * profile - had
-        # A shut mouth keeps its own line: the mesh sees a gap of a fraction of a pixel in it.
-        if own.size <= OWN_GAP * 2 * self._half:
-            change = shape.gap * ideal
         rise, fall = -UPPER_SHARE * change, (1 - UPPER_SHARE) * change
         return _look_up(p, self._half, (had_upper + rise, had_lower + fall, rise, fall))
 
@@ -140,7 +137,7 @@ class Mouth:
     def _inside(self, p: Grid, q: Grid, upper: Grid, lower: Grid) -> Grid:
         made = self._made_up(p, q, upper, lower)
         own = self._own
-        if own.size < max(2.0, OWN_GAP * 2 * self._half):
+        if own.size < 2:
             return made
         own_upper, own_lower = _look_up(p, self._half, own.table)
         from_q = q - upper + own_upper
@@ -158,7 +155,7 @@ class Mouth:
         colour = np.broadcast_to(DEEP * self._light, (*p.shape, 3))
         tongue = smooth((depth / gap - 0.55) / 0.45) * (1 - side**2) * 0.75
         colour = colour + (TONGUE * self._light - colour) * tongue[..., None]
-        if self._own.size >= OWN_GAP * width:
+        if self._own.size:
             return colour
         tall = 0.13 * width * (1 - 0.45 * side**2)
         edge = max(1.0, 0.025 * width)
@@ -185,6 +182,9 @@ class _Gap:
         knots = _knots(half)
         top, bottom = _curve(upper, knots), _curve(lower, knots)
         middle, gap = (top + bottom) / 2, np.maximum(bottom - top, 0)
+        # In shut lips the mesh sees a gap of a pixel or two.
+        if gap.max() < OWN_GAP * 2 * half:
+            gap = np.zeros_like(gap)
         self.table = middle - gap / 2, middle + gap / 2
         self.size = float(gap.max())
 
