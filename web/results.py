@@ -22,7 +22,7 @@ TYPES: Mapping[str, str] = {
     ".jpeg": "image/jpeg",
     ".png": "image/png",
 }
-_ONE_RANGE = re.compile(r"bytes=(?:[0-9]{1,18}-[0-9]{0,18}|-[0-9]{1,18})")
+_ONE_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-[0-9]{1,18})")
 
 
 def send(manager: TaskManager, task_id: str, name: str) -> Response:
@@ -40,8 +40,13 @@ def send(manager: TaskManager, task_id: str, name: str) -> Response:
 
 
 def _file(path: Path, download_name: str, as_attachment: bool) -> Response:
-    # RFC 9110 lets a server ignore a Range that it does not understand; several ranges at once are of no use here.
-    if not _ONE_RANGE.fullmatch(request.headers.get("Range", "")):
+    # RFC 9110 has a server ignore a Range that makes no sense; several ranges at once are of no use here.
+    if not _is_one_range(request.headers.get("Range", "")):
         request.environ.pop("HTTP_RANGE", None)
     kind = TYPES.get(path.suffix, "application/octet-stream")
     return send_file(path, kind, as_attachment, download_name=download_name)
+
+
+def _is_one_range(asked: str) -> bool:
+    found = _ONE_RANGE.fullmatch(asked)
+    return found is not None and not (found[1] and found[2] and int(found[1]) > int(found[2]))

@@ -134,9 +134,9 @@ def read_log(path: Path, offset: int) -> tuple[bytes, int]:
 def _whole_characters(text: bytes) -> bytes:
     for cut in range(1, min(4, len(text)) + 1):
         byte = text[-cut]
-        if byte & 0xC0 == 0xC0:  # the first byte of a character of 2 to 4 bytes
+        if 0xC0 <= byte < 0xF8:  # the first byte of a character of 2 to 4 bytes
             length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
             return text[:-cut] if cut < length else text
-        if byte < 0x80:
+        if not 0x80 <= byte < 0xC0:
             break
     return text
