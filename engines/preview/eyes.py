@@ -98,13 +98,13 @@ class Eye:
         """Mix the lid with one colour, the more so where it is dark: crease and brow do not belong on it."""
         dark = np.clip(1.15 - lid.sum(axis=2) / self._skin.sum(), 0, 0.4)
         on_lid = (1 - smooth(above / np.maximum(drop, 1e-3), 0.6, 1.25)) * np.clip(drop / self._tall, 0, 1)
-        return lid + (self._skin - lid) * ((SKIN_SHARE + dark) * on_lid)[..., None]
+        return np.asarray(lid + (self._skin - lid) * ((SKIN_SHARE + dark) * on_lid)[..., None])
 
     def _lashed(self, lid: Grid, above: Grid, drop: Grid) -> Grid:
         """Draw the lashes along the lid's edge, thinning out to the corners."""
         thick = max(1.0, 0.16 * self._tall)
         line = np.clip(1 - np.abs(above - 0.4 * thick) / thick, 0, 1) * smooth(drop / (0.35 * self._tall))
-        return lid + (self._lash - lid) * (LASH_SHARE * line)[..., None]
+        return np.asarray(lid + (self._lash - lid) * (LASH_SHARE * line)[..., None])
 
     def _lash_colour(self, lashes: Points) -> Grid:
         """Return the darkest colour near the mesh's upper lid, as most of its points see it."""
@@ -116,7 +116,8 @@ class Eye:
             found.append(self._rgb[row.astype(int), column.astype(int)])
         colours = np.stack(found)
         darkest = colours.sum(axis=2).argmin(axis=0)
-        return np.median(colours[darkest, np.arange(colours.shape[1])], axis=0).astype(np.float32)
+        colour = np.median(colours[darkest, np.arange(colours.shape[1])], axis=0)
+        return np.asarray(colour, np.float32)
 
     def _lid_colour(self, cheek: Grid) -> Grid:
         """Return the colour of the lid: that of the skin above, but no darker than a shaded cheek."""

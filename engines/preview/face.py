@@ -139,7 +139,8 @@ def _boxes(points: NDArray[np.float64], scores: NDArray[np.float64]) -> list[Box
         same = left[overlap > 0.3]
         merged = np.average(points[same], axis=0, weights=scores[same])
         turn = math.atan2(*(merged[3] - merged[2])[::-1])
-        boxes.append(Box(*merged[0], float(merged[1].max()), turn, float(scores[left[0]])))
+        x, y = merged[0].tolist()
+        boxes.append(Box(x, y, float(merged[1].max()), turn, float(scores[left[0]])))
         left = left[overlap <= 0.3]
     return boxes
 

@@ -39,7 +39,8 @@ class Head:
         # where it belongs, and what does not move stays as sharp as it was.
         nodes_x = np.arange(0, width, STEP, dtype=np.float32) + (STEP - 1) / 2
         nodes_y = np.arange(0, height, STEP, dtype=np.float32) + (STEP - 1) / 2
-        fields = _fields(*np.meshgrid(nodes_x, nodes_y), _oval(points), width, height)
+        grid_x, grid_y = np.meshgrid(nodes_x, nodes_y)
+        fields = _fields(grid_x, grid_y, _oval(points), width, height)
         rows, columns = _extent(np.abs(fields).max(axis=(0, 3)) > 0.003)
         left, top, right, bottom = (int(node) * STEP for node in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
         self.box = Box(left, top, right, bottom)

@@ -101,4 +101,4 @@ class Box:
 def smooth(values: Grid, low: float = 0.0, high: float = 1.0) -> Grid:
     """Return 0 where values <= low, 1 where >= high, a smooth step between."""
     part = np.clip((values - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
-    return part * part * (3 - 2 * part)
+    return np.asarray(part * part * (3 - 2 * part))

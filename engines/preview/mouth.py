@@ -121,7 +121,8 @@ class Mouth:
         profile = like_own * had / max(own.size, 1e-3) + (1 - like_own) * ideal
         change = shape.gap * profile - had
         rise, fall = -UPPER_SHARE * change, (1 - UPPER_SHARE) * change
-        return _look_up(p, self._half, (had_upper + rise, had_lower + fall, rise, fall))
+        upper, lower, rise, fall = _look_up(p, self._half, (had_upper + rise, had_lower + fall, rise, fall))
+        return upper, lower, rise, fall
 
     def _paint(self, skin: Pixels, p: Grid, q: Grid, upper: Grid, lower: Grid) -> None:
         """Paint the inside of the mouth over `skin` where the lips are apart."""
@@ -145,14 +146,14 @@ class Mouth:
         teeth = cv2.remap(self._rgb, x, y, cv2.INTER_LINEAR).astype(np.float32)
         room = max(1.0, 0.15 * own.size)
         known = smooth((own_lower - from_q - 0.5) / room)[..., None]
-        return teeth * known + made * (1 - known)
+        return np.asarray(teeth * known + made * (1 - known))
 
     def _made_up(self, p: Grid, q: Grid, upper: Grid, lower: Grid) -> Grid:
         """Return teeth, tongue and darkness (height, width, 3) for a mouth that never showed any."""
         width = 2 * self._half
         side = np.clip(np.abs(p) / self._half, 0, 1)
         depth, gap = q - upper, np.maximum(lower - upper, 1e-3)
-        colour = np.broadcast_to(DEEP * self._light, (*p.shape, 3))
+        colour: Grid = np.broadcast_to(DEEP * self._light, (*p.shape, 3))
         tongue = smooth((depth / gap - 0.55) / 0.45) * (1 - side**2) * 0.75
         colour = colour + (TONGUE * self._light - colour) * tongue[..., None]
         if self._own.size:
@@ -165,14 +166,14 @@ class Mouth:
         teeth = teeth * smooth(gap.max(), 0.03 * width, 0.14 * width)
         # Shade within a mouth is red: grey teeth look like metal.
         shaded = TEETH * self._light * lit[..., None] ** WARM_SHADE
-        return colour + (shaded - colour) * teeth[..., None]
+        return np.asarray(colour + (shaded - colour) * teeth[..., None])
 
     def _between_teeth(self, p: Grid) -> Grid:
         """Return how light each place along the row of teeth is: a little darker where two teeth meet."""
         pitch = 0.23 * self._half
         away = np.abs((p / pitch + 0.5) % 1 - 0.5) * pitch
         strength = 0.22 * min(1.0, max(0.0, (pitch - 3) / 4))
-        return 1 - strength * np.clip(1 - away / max(0.8, 0.13 * pitch), 0, 1)
+        return np.asarray(1 - strength * np.clip(1 - away / max(0.8, 0.13 * pitch), 0, 1))
 
 
 class _Gap:
@@ -303,4 +304,5 @@ def _light(rgb: Pixels, points: Points) -> Grid:
     for x, y in points[list(CHEEKS)].astype(int).tolist():
         column, row = min(max(x, 1), width - 2), min(max(y, 1), height - 2)
         spots.append(rgb[row - 1 : row + 2, column - 1 : column + 2].mean(axis=(0, 1)))
-    return np.clip(np.median(spots, axis=0) / NEUTRAL_SKIN, 0.25, 1.2).astype(np.float32)
+    light = np.median(spots, axis=0) / NEUTRAL_SKIN
+    return np.asarray(np.clip(light, 0.25, 1.2), np.float32)

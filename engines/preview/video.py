@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal, cast
 
 import av
 import numpy as np
 from av.audio.stream import AudioStream
+from av.video.plane import VideoPlane
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from engines.preview.portrait import Planes
+from engines.preview.portrait import Pixels, Planes
 from engines.preview.recording import Recording
 from utils.plan import VideoPlan
 
@@ -72,7 +73,7 @@ class Video:
     def __init__(self, path: Path, kind: Format, plan: VideoPlan, recording: Recording) -> None:
         settings = SETTINGS[kind]
         self._plan = plan
-        self._done = 0
+        self._done = self._sounded = 0
         self._container = av.open(str(path), "w", format=kind, options=settings.container_options)
         self._container.metadata["comment"] = COMMENT
         self._video = self._add_video(settings)
@@ -80,7 +81,8 @@ class Video:
         self._sound = _sound(recording, settings.sample_format, plan)
 
     def _add_video(self, settings: Settings) -> VideoStream:
-        stream = self._container.add_stream(settings.video, rate=self._plan.fps, options=settings.video_options)
+        added = self._container.add_stream(settings.video, rate=self._plan.fps, options=settings.video_options)
+        stream = cast(VideoStream, added)
         context = stream.codec_context
         context.width, context.height, context.pix_fmt = self._plan.width, self._plan.height, "yuv420p"
         context.thread_type = "AUTO"
@@ -93,9 +95,10 @@ class Video:
         return stream
 
     def _add_audio(self, settings: Settings, channels: int) -> AudioStream:
-        stream = self._container.add_stream(settings.audio, rate=SOUND_RATE, options=settings.audio_options)
+        added = self._container.add_stream(settings.audio, rate=SOUND_RATE, options=settings.audio_options)
+        stream = cast(AudioStream, added)
         stream.codec_context.layout = _layout(channels)
-        stream.codec_context.format = settings.sample_format
+        stream.codec_context.format = av.AudioFormat(settings.sample_format)
         stream.codec_context.bit_rate = 64_000 * (1 + channels) // 2
         return stream
 
@@ -110,10 +113,10 @@ class Video:
         frame.time_base = Fraction(1, self._plan.fps)
         self._container.mux(self._video.encode(frame))
         self._done += 1
-        for block in self._sound:
+        due = self._done * SOUND_RATE // self._plan.fps
+        while self._sounded < due and (block := next(self._sound, None)):
             self._container.mux(self._audio.encode(block))
-            if block.pts + block.samples >= self._done * SOUND_RATE // self._plan.fps:
-                break
+            self._sounded += block.samples
 
     def close(self) -> None:
         """Write what the encoders still hold and the container's end."""
@@ -130,9 +133,9 @@ class Video:
         self._container.close()
 
 
-def _view(plane: av.video.plane.VideoPlane) -> NDArray[np.uint8]:
+def _view(plane: VideoPlane) -> Pixels:
     """Return the plane's own memory as (height, width), without the padding at the end of each line."""
-    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    rows: Pixels = np.frombuffer(cast(memoryview, plane), np.uint8).reshape(-1, plane.line_size)
     return rows[: plane.height, : plane.width]
 
 
@@ -153,7 +156,7 @@ def _sound(recording: Recording, sample_format: str, plan: VideoPlan) -> Iterato
         made += silence.shape[1]
 
 
-def _resampled(recording: Recording) -> Iterator[NDArray[np.float32]]:
+def _resampled(recording: Recording) -> Iterator[NDArray[Any]]:
     """Yield the recording at 48 kHz as blocks of (channels, n) samples."""
     layout = _layout(recording.channels)
     resampler = av.AudioResampler("fltp", layout, SOUND_RATE)
@@ -164,7 +167,7 @@ def _resampled(recording: Recording) -> Iterator[NDArray[np.float32]]:
     yield from (made.to_ndarray() for made in resampler.resample(None))
 
 
-def _audio_frame(samples: NDArray[np.float32], pts: int, sample_format: str) -> av.AudioFrame:
+def _audio_frame(samples: NDArray[Any], pts: int, sample_format: str) -> av.AudioFrame:
     planar = sample_format.endswith("p")
     array = samples if planar else samples.T.reshape(1, -1)
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(array), sample_format, _layout(len(samples)))
