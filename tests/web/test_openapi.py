@@ -1,0 +1,96 @@
+"""The document says what the service does, and the page shows it without another host."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jsonschema
+import pytest
+
+from api_schema import GenerateRequest
+from app import ROUTES
+from tests.web.conftest import Service
+from utils.plan import SIZES
+from web.docs import _FILES
+from web.errors import HTTP
+
+
+@pytest.fixture
+def document(spotless: Service) -> dict[str, Any]:
+    answer = spotless.client.get("/api/v1/openapi.json")
+    assert (answer.status_code, answer.mimetype) == (200, "application/json")
+    return dict(answer.json)
+
+
+def test_every_route_is_described_and_nothing_else(document: dict[str, Any]) -> None:
+    described = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
+    routes = {(method, re.sub(r"<(\w+)>", r"{\1}", rule)) for method, rule, _ in ROUTES}
+    assert routes - described == {("GET", "/docs/{name}")}  # the page's own files
+    assert described <= routes
+
+
+def test_every_status_of_an_error_is_described_somewhere(document: dict[str, Any]) -> None:
+    described = {status for item in document["paths"].values() for one in item.values() for status in one["responses"]}
+    assert {str(status.value) for status in HTTP.values()} <= described
+
+
+def test_its_schemas_are_json_schemas_and_its_references_lead_somewhere(document: dict[str, Any]) -> None:
+    assert document["openapi"] == "3.1.0"
+    for schema in document["components"]["schemas"].values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+    references = set(re.findall(r"'\$ref': '#/components/schemas/(\w+)'", str(document)))
+    assert references <= set(document["components"]["schemas"])
+    assert set(document["components"]["schemas"]) - references == set()
+
+
+def test_its_examples_are_accepted_by_the_models(document: dict[str, Any]) -> None:
+    schema = document["components"]["schemas"]["GenerateRequest"]
+    assert schema["examples"]
+    for example in schema["examples"]:
+        GenerateRequest.model_validate(example)
+        whole = schema | {"components": document["components"]}
+        jsonschema.validate(example, whole, jsonschema.Draft202012Validator)
+
+
+def test_it_names_the_engines_and_sizes_there_are(document: dict[str, Any]) -> None:
+    fields = document["components"]["schemas"]["GenerateRequest"]["properties"]
+    assert fields["engine"]["enum"] == ["auto", "preview"]
+    assert fields["size"]["enum"] == list(SIZES)
+
+
+def test_a_form_takes_files_where_json_takes_paths(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    assert {"image", "audio", "image_path", "audio_path"} <= set(schemas["GenerateForm"]["properties"])
+    assert schemas["GenerateForm"]["required"] == ["prompt"]
+    assert set(schemas["GenerateRequest"]["required"]) == {"prompt", "image_path", "audio_path"}
+    assert set(schemas["UploadForm"]["required"]) == {"file", "type"}
+
+
+def test_the_page_and_all_it_refers_to_are_served_from_here(spotless: Service) -> None:
+    page = spotless.client.get("/docs")
+    assert page.headers["Content-Type"].startswith("text/html")
+    references = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert {f"/docs/{name}" for name in _FILES} <= set(references)
+    for reference in references:
+        answer = spotless.client.get(reference)
+        assert answer.status_code == 200, reference
+        assert len(answer.data) > 100
+    assert not re.search(r"<script>|<style|\son\w+=|https?://", page.text)
+
+
+def test_the_pages_policy_allows_no_other_host_and_no_inline_script(spotless: Service) -> None:
+    policy = dict(
+        part.strip().split(" ", 1)
+        for part in spotless.client.get("/docs").headers["Content-Security-Policy"].split(";")
+    )
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["connect-src"] == "'self'"
+    assert policy["frame-ancestors"] == "'none'"
+
+
+@pytest.mark.parametrize(
+    "name", ["__init__.py", "..", "%2e%2e%2fdocs.py", "swagger-ui.js", "start.js%00", "index.html"]
+)
+def test_no_other_file_is_served_beside_the_page(spotless: Service, name: str) -> None:
+    assert spotless.client.get(f"/docs/{name}").status_code == 404
