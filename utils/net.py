@@ -45,6 +45,10 @@ class _PeerFault(Exception):
     """The connection or the protocol failed; the text is for the user."""
 
 
+class _TooMuch(Exception):
+    """More bytes came than can belong to an answer within the limit. No ValueError, which http.client would swallow."""
+
+
 def fetch(
     url: str,
     destination: Path,
@@ -62,10 +66,10 @@ def fetch(
     try:
         with _final_answer(url, policy, watchdog, resolver, tls) as answer:
             return save_stream(_Body(answer, watchdog), destination, policy.max_bytes).size_bytes
-    except (FetchError, TooLarge, _PeerFault) as error:
+    except (FetchError, TooLarge, _PeerFault, _TooMuch) as error:
         if watchdog.barked:
             raise FetchError(f"the URL's server took longer than {policy.deadline_seconds:g} s in all") from None
-        if isinstance(error, TooLarge):
+        if isinstance(error, TooLarge | _TooMuch):
             raise FetchError(_too_large(policy)) from None
         raise FetchError(str(error)) from None
     finally:
@@ -81,8 +85,6 @@ def _peer() -> Iterator[None]:
     """Mark errors of the network as the peer's, so that an OSError of the disk is never taken for one."""
     try:
         yield
-    except (FetchError, TooLarge):
-        raise
     except ssl.SSLCertVerificationError:
         raise _PeerFault("the URL's server has no valid certificate") from None
     except (OSError, http.client.HTTPException, ValueError):
@@ -240,7 +242,6 @@ class _Metered(io.RawIOBase):
     def __init__(self, connection: socket.socket, most: int) -> None:
         self._connection = connection
         self._left = most
-        self._most = most
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         return io.BufferedReader(self)
@@ -252,7 +253,7 @@ class _Metered(io.RawIOBase):
         count = self._connection.recv_into(buffer)
         self._left -= count
         if self._left < 0:
-            raise TooLarge(self._most)
+            raise _TooMuch
         return count
 
 
@@ -267,7 +268,7 @@ class _Watchdog:
         self._lock = threading.Lock()
         self._guard: socket.socket | None = None
         self._timer = threading.Timer(seconds, self._bark)
-        self._timer.daemon = True
+        self._timer.daemon, self._timer.name = True, "fetch-deadline"
         self.barked = False
         self._timer.start()
 
