@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All tests: first those that can share the machine, side by side, then those that measure, one at a time.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 python=.venv/bin/python
 workers=${TEST_WORKERS:-$(nproc 2>/dev/null || echo 2)}
 

@@ -11,6 +11,7 @@ import logging
 import os
 import select
 import threading
+import time
 from collections.abc import Callable
 
 from tasks.estimate import Work
@@ -30,6 +31,7 @@ LOCK_NAME = "scheduler.lock"
 _TAKEOVER_SECONDS = 0.5
 _LOOK_SECONDS = 5.0
 _CHORES_SECONDS = 300.0
+_RETRY_SECONDS = 1.0
 _KILL_SECONDS = 5.0
 _AHEAD = 200
 """How many queued tasks placement looks at: more than there will be free slots."""
@@ -86,26 +88,28 @@ class Scheduler:
             os.close(lock)
 
     def _schedule(self, bell: Bell) -> None:
-        clock = threading.Event()
-        since_chores = _CHORES_SECONDS
+        next_chores = time.monotonic()
         while not self._stopping.is_set():
             bell.hush()  # before looking: a ring from here on leads to another look
             try:
-                if since_chores >= _CHORES_SECONDS:
-                    since_chores = 0.0
+                if time.monotonic() >= next_chores:
+                    next_chores = time.monotonic() + _CHORES_SECONDS
                     self._chores()
                 self._reap()
                 self._place()
             except Exception:
                 # The thread must outlive a database that is away; what it could not do it will see again.
                 log.exception("scheduling failed, trying again")
-                clock.wait(1.0)
-            since_chores += self._wait(bell)
+                self._stopping.wait(_RETRY_SECONDS)
+                continue
+            self._wait(bell)
 
-    def _wait(self, bell: Bell) -> float:
-        """Wait for a ring or a runner's death, `_LOOK_SECONDS` at most; return about how long."""
-        select.select([bell.fileno(), *self._watched.values()], [], [], _LOOK_SECONDS)
-        return _LOOK_SECONDS
+    def _wait(self, bell: Bell) -> None:
+        """Wait for a ring, or the death of a runner, which makes its pidfd readable; `_LOOK_SECONDS` at most."""
+        poller = select.poll()  # unlike select(), not confined to the first 1,024 descriptors of a busy server
+        for descriptor in (bell.fileno(), *self._watched.values()):
+            poller.register(descriptor, select.POLLIN)
+        poller.poll(_LOOK_SECONDS * 1000)
 
     # --- giving slots --------------------------------------------------------------------------------------------
 
@@ -152,12 +156,18 @@ class Scheduler:
         """End or re-queue every processing task whose runner is gone; adopt every one whose runner lives."""
         running = {(task.id, task.attempt): task for task in self._store.processing()}
         for gone in self._watched.keys() - running.keys():
-            os.close(self._watched.pop(gone))
+            self._forget(gone)
         for attempt, task in running.items():
             if not self._launcher.lives(task):
+                self._forget(attempt)
                 self._end_orphan(task)
             elif attempt not in self._watched and task.runner and start_time(task.runner.pid) == task.runner.start_time:
                 self._watch(task, task.runner.pid)
+
+    def _forget(self, attempt: tuple[str, int]) -> None:
+        descriptor = self._watched.pop(attempt, None)
+        if descriptor is not None:
+            os.close(descriptor)
 
     def _end_orphan(self, task: Task) -> None:
         """Do what the dead runner of `task` can no longer do. Nothing of the attempt is left when its row says so."""
