@@ -1,6 +1,7 @@
 """The command line of the preview engine: the engine contract's arguments, environment, signals and exit codes.
 
-Exit 0: the video is in --output_dir. 1: bad input, one line on stderr. 2: bad arguments. 143: stopped by SIGTERM.
+Exit 0: the video is in --output_dir. 1: bad input or damaged weights, one line on
+stderr. 2: bad arguments. 143: stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import cv2
 
 from engines.preview.errors import BadInput, Stopped
 from engines.preview.job import Job, make_preview
+from engines.preview.networks import WrongWeights
 from engines.preview.progress import Progress
 from utils.plan import SIZES
 
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     except Stopped:
         print("stopped before the video was whole", file=sys.stderr)
         return STOPPED
-    except (BadInput, OSError, av.FFmpegError) as error:
+    except (BadInput, WrongWeights, OSError, av.FFmpegError) as error:
         print(f"preview: {error}".splitlines()[0], file=sys.stderr)
         return 1
     return 0
