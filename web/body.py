@@ -103,7 +103,7 @@ def _events(stream: Readable, boundary: bytes) -> Iterator[Event]:
             if isinstance(event, NeedData):
                 decoder.receive_data(_read(stream) or None)
         except RequestEntityTooLarge:
-            raise too_large(BODY, f"has more than {MAX_PARTS} parts or too long a part header") from None
+            raise too_large(BODY, f"has more than {MAX_PARTS} parts, or a part header too long") from None
         except ValueError:
             raise invalid(BODY, "is not a complete multipart/form-data message") from None
         yield event

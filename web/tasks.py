@@ -22,6 +22,9 @@ from web.waiting import Waiting
 LOG_BYTES = 2**20
 """Most bytes of a log in one answer."""
 
+TURNED_AWAY_SECONDS = 5
+"""Retry-After of a wait that was answered at once because too many wait already."""
+
 _TASK_ID = re.compile(TASK_ID)
 _CURSOR = re.compile(r"before:([1-9][0-9]{0,18})")
 
@@ -59,14 +62,11 @@ def show(manager: TaskManager, waiting: Waiting, task_id: str) -> Response:
 def _task_response(view: TaskView, turned_away: bool) -> Response:
     headers = {}
     if not view.task.status.ended:
-        headers["Retry-After"] = str(_BUSY_HINT if turned_away else _ask_again(view))
+        headers["Retry-After"] = str(TURNED_AWAY_SECONDS if turned_away else _ask_again(view))
     response = answers.respond(answers.task_answer(view), headers=headers)
     response.set_etag(tag_of(view), weak=True)
     response.make_conditional(request)
     return response
-
-
-_BUSY_HINT = 5
 
 
 def _ask_again(view: TaskView) -> int:

@@ -1,0 +1,238 @@
+"""Too much of anything: bodies with and without a length, files, parts, decoders. Nothing is kept of any."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.web.conftest import Serve, Service, form, png, wav
+from tests.web.servers import get, gunicorn, werkzeug
+from utils.file_handler import StorageFull
+from utils.media import MediaUnavailable
+
+GENERATE, UPLOAD = "/api/v1/generate", "/api/v1/upload"
+HEAD = b'--B\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n'
+FORM_TYPE = "multipart/form-data; boundary=B"
+
+
+def test_a_file_past_its_own_limit_is_413_and_names_the_field(serve: Serve) -> None:
+    service = serve(inputs={"max_image_bytes": 5000, "max_audio_bytes": 50_000})
+    answer = service.client.post(GENERATE, data=form(image=(io.BytesIO(bytes(5001)), "x")))
+    assert (answer.status_code, answer.json["errors"][0]["field"]) == (413, "image")
+    # An upload tells its type where it likes, also after the file.
+    for fields in ({"type": "image", "file": bytes(5001)}, {"file": bytes(5001), "type": "image"}):
+        sent = {name: (io.BytesIO(value), "x") if isinstance(value, bytes) else value for name, value in fields.items()}
+        answer = service.client.post(UPLOAD, data=sent)
+        assert (answer.status_code, answer.json["errors"][0]["field"]) == (413, "file")
+    assert service.files() == []
+
+
+def test_a_text_field_past_its_limit_is_413_and_names_the_field(spotless: Service) -> None:
+    answer = spotless.client.post(GENERATE, data=form(prompt="x" * (2**17 + 1)))
+    assert (answer.status_code, answer.json["errors"][0]["field"]) == (413, "prompt")
+
+
+def test_more_parts_than_there_are_fields_are_refused(spotless: Service) -> None:
+    part = b'--B\r\nContent-Disposition: form-data; name="type"\r\n\r\nimage\r\n'
+    answer = spotless.client.post(UPLOAD, data=part * 5000 + b"--B--\r\n", content_type=FORM_TYPE)
+    assert answer.status_code == 413
+
+
+def test_a_part_header_without_end_is_refused(spotless: Service) -> None:
+    answer = spotless.client.post(UPLOAD, data=b"--B\r\nX: " + b"y" * 2**19, content_type=FORM_TYPE)
+    assert answer.status_code == 413
+
+
+def test_a_json_body_past_its_limit_is_413_before_it_is_read(spotless: Service) -> None:
+    class Unread(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            pytest.fail("read")
+
+    body = {"wsgi.input": Unread(), "CONTENT_LENGTH": str(2**20 + 1)}
+    answer = spotless.client.post(GENERATE, content_type="application/json", environ_overrides=body)
+    assert (answer.status_code, answer.json["error_code"]) == (413, "too_large")
+
+
+def test_a_file_goes_to_disk_as_it_arrives(service: Service) -> None:
+    stored: list[int] = []
+
+    left = [HEAD, *[bytes(2**16)] * 64, b"\r\n--B--\r\n"]
+
+    class Watchful:
+        """A body of 4 MiB that looks at the disk each time that it is asked for more."""
+
+        def read(self, size: int = -1) -> bytes:
+            scratch = service.manager.folders.scratch.rglob("sent-*")
+            stored.append(sum(path.stat().st_size for path in scratch))
+            return left.pop(0) if left else b""
+
+    body = {"wsgi.input": Watchful(), "wsgi.input_terminated": True, "CONTENT_TYPE": FORM_TYPE}
+    answer = service.client.post(GENERATE, environ_overrides=body)
+    assert answer.status_code == 400  # no prompt, no audio
+    behind = [number * 2**16 - size for number, size in enumerate(stored[1:-1])]
+    assert max(behind) <= 4 * 2**16, "more than four reads were held in memory"
+    assert service.files() == []
+
+
+def test_the_disk_that_is_full_is_507_and_leaves_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise StorageFull
+
+    for where in ("web.body.save_stream", "web.inputs.normalise", "web.inputs.link_or_copy"):
+        with monkeypatch.context() as patched:
+            patched.setattr(where, fail)
+            answer = service.client.post(UPLOAD, data={"type": "image", "file": (io.BytesIO(png()), "x")})
+            assert (answer.status_code, answer.json["error_code"]) == (507, "storage_full"), where
+        assert service.files() == []
+
+
+def test_an_upload_whose_row_cannot_be_written_leaves_no_file(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise StorageFull
+
+    monkeypatch.setattr(service.manager.store, "add_upload", fail)
+    answer = service.client.post(UPLOAD, data={"type": "image", "file": (io.BytesIO(png()), "x")})
+    assert answer.status_code == 507
+    assert service.files() == []
+
+
+def test_a_decoder_that_cannot_be_started_is_a_503_to_come_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise MediaUnavailable("no processes left")
+
+    monkeypatch.setattr("web.inputs.normalise", fail)
+    answer = service.client.post(GENERATE, data=form())
+    assert (answer.status_code, answer.json["error_code"]) == (503, "busy")
+    assert answer.headers["Retry-After"]
+    assert service.files() == []
+
+
+def test_whoever_waits_too_long_for_a_decoder_is_told_to_come_again(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, decoding, go_on = serve(inputs={"decoders": 1}), threading.Event(), threading.Event()
+
+    def slow(*args: object) -> None:
+        decoding.set()
+        go_on.wait(30)
+        raise MediaUnavailable("enough")
+
+    monkeypatch.setattr("web.inputs.normalise", slow)
+    monkeypatch.setattr("web.inputs.DECODER_WAIT_SECONDS", 0.05)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(service.app.test_client().post, GENERATE, data=form())
+        assert decoding.wait(30)
+        answer = service.client.post(GENERATE, data=form())
+        go_on.set()
+        first.result(30)
+    assert (answer.status_code, answer.json["error_code"]) == (503, "busy")
+    assert answer.headers["Retry-After"]
+    assert service.files() == []
+
+
+# --- over sockets -----------------------------------------------------------------------------------------------------
+
+LIMITS = {"AVATAR_INPUTS__MAX_IMAGE_BYTES": "100000", "AVATAR_INPUTS__MAX_AUDIO_BYTES": "200000"}
+
+
+@pytest.fixture(params=["gunicorn", "werkzeug"])
+def server(request: pytest.FixtureRequest, tmp_path: Path, serve: Serve) -> Iterator[Callable[[], tuple[int, Service]]]:
+    """A port served by each of the two servers, and the service whose data it has."""
+    service = serve(inputs={"max_image_bytes": 100_000, "max_audio_bytes": 200_000})
+
+    @contextmanager
+    def chosen() -> Iterator[int]:
+        if request.param == "werkzeug":
+            with werkzeug(service.app) as port:
+                yield port
+        else:
+            with gunicorn(tmp_path, **LIMITS) as (port, _):
+                yield port
+
+    with chosen() as port:
+        yield lambda: (port, service)
+
+
+def post(port: int, path: str, kind: str, body: object, headers: dict[str, str]) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("POST", path, body, {"Content-Type": kind, **headers}, encode_chunked=True)
+    answer = connection.getresponse()
+    status, content = answer.status, answer.read()
+    # The connection is sane: what is left of the body is never taken for the next request.
+    with suppress(ConnectionError, http.client.RemoteDisconnected):
+        connection.request("GET", "/api/v1/tasks")
+        assert connection.getresponse().status == 200
+    connection.close()
+    assert get(port, "/api/v1/tasks")[0] == 200
+    return status, content
+
+
+@pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "with its length"])
+@pytest.mark.parametrize(
+    ("path", "kind", "body"),
+    [
+        (GENERATE, "application/json", b'{"prompt":"' + b"x" * 2**20 + b'"}'),
+        (GENERATE, FORM_TYPE, HEAD + bytes(100_001) + b"\r\n--B--\r\n"),
+        (GENERATE, FORM_TYPE, b"x" * (2**20 + 300_001)),
+    ],
+    ids=["JSON", "file", "form"],
+)
+def test_a_body_past_its_limit_is_413(
+    server: Callable[[], tuple[int, Service]], path: str, kind: str, body: bytes, chunked: bool
+) -> None:
+    port, service = server()
+    pieces = (body[start : start + 2**16] for start in range(0, len(body), 2**16))
+    headers = {"Transfer-Encoding": "chunked"} if chunked else {}
+    status, content = post(port, path, kind, pieces if chunked else body, headers)
+    assert (status, b'"error_code":"too_large"' in content) == (413, True)
+    assert service.files() == []
+
+
+def test_a_chunked_form_within_its_limits_is_accepted(server: Callable[[], tuple[int, Service]]) -> None:
+    port, _ = server()
+    parts = [
+        f'--B\r\nContent-Disposition: form-data; name="{name}"{rest}\r\n\r\n'.encode() + content + b"\r\n"
+        for name, rest, content in (
+            ("prompt", "", b"x"), ("image", '; filename="a"', png()), ("audio", '; filename="b"', wav()),
+        )
+    ]  # fmt: skip
+    status, _ = post(port, GENERATE, FORM_TYPE, iter([*parts, b"--B--\r\n"]), {"Transfer-Encoding": "chunked"})
+    assert status == 201
+
+
+def test_a_client_that_breaks_off_leaves_nothing(server: Callable[[], tuple[int, Service]]) -> None:
+    port, service = server()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.putrequest("POST", GENERATE)
+    connection.putheader("Content-Type", FORM_TYPE)
+    connection.putheader("Content-Length", "90000")
+    connection.endheaders(HEAD + b"some")
+    assert connection.sock is not None
+    connection.sock.shutdown(1)  # no more will be sent; an answer may be
+    status = connection.getresponse().status
+    connection.close()
+    assert status == 400
+    assert service.files() == []
+
+
+def test_a_malformed_chunk_is_no_bug(server: Callable[[], tuple[int, Service]]) -> None:
+    port, service = server()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.putrequest("POST", GENERATE)
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader("Transfer-Encoding", "chunked")
+    connection.endheaders(b"zz\r\n{}\r\n0\r\n\r\n")
+    assert connection.getresponse().status == 400
+    connection.close()
+    assert service.files() == []

@@ -1,0 +1,238 @@
+"""Long polls: when they answer, who wakes them, and that they hold nobody up."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tasks.model import Event, Facts, Phase, Task
+from tests.web.conftest import Service
+from tests.web.servers import get, gunicorn
+from web.tasks import TURNED_AWAY_SECONDS
+from web.waiting import Waiting
+
+SOON = 5.0
+"""Seconds within which a wait of 60 s must have ended; on a busy machine too."""
+
+
+def url(task: Task, rest: str = "") -> str:
+    return f"/api/v1/task/{task.id}{rest}"
+
+
+def later(what: Callable[[], object]) -> threading.Timer:
+    timer = threading.Timer(0.2, what)
+    timer.start()
+    return timer
+
+
+# --- in one process ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tagged", [True, False], ids=["with a tag", "without"])
+def test_a_wait_answers_when_the_task_changes(service: Service, tagged: bool) -> None:
+    task = service.submit()
+    headers = {"If-None-Match": service.client.get(url(task)).headers["ETag"]} if tagged else {}
+    began = time.monotonic()
+    timer = later(lambda: service.start(task))
+    answer = service.client.get(url(task, "?wait=60"), headers=headers)
+    timer.join()
+    assert (answer.status_code, answer.json["status"]) == (200, "processing")
+    assert 0.15 < time.monotonic() - began < SOON
+
+
+def test_a_wait_for_a_position_answers_when_the_queue_moves(service: Service) -> None:
+    first, second = service.submit(1), service.submit(2)
+    tag = {"If-None-Match": service.client.get(url(second)).headers["ETag"]}
+    timer = later(lambda: service.manager.store.happen(first, Event.CANCEL))
+    answer = service.client.get(url(second, "?wait=60"), headers=tag)
+    timer.join()
+    assert answer.json["queue_position"] == 1
+
+
+def test_a_wait_that_runs_out_is_304_with_a_tag_and_200_without(service: Service) -> None:
+    task = service.submit()
+    tag = {"If-None-Match": service.client.get(url(task)).headers["ETag"]}
+    for headers, status in ((tag, 304), ({}, 200)):
+        began = time.monotonic()
+        assert service.client.get(url(task, "?wait=1"), headers=headers).status_code == status
+        assert time.monotonic() - began >= 1.0
+
+
+def test_a_tag_that_holds_no_more_is_answered_at_once(service: Service) -> None:
+    task = service.submit()
+    began = time.monotonic()
+    answer = service.client.get(url(task, "?wait=60"), headers={"If-None-Match": '"0-0"'})
+    assert answer.status_code == 200
+    assert time.monotonic() - began < SOON
+
+
+def test_an_ended_task_never_waits(service: Service) -> None:
+    task = service.complete(service.start(service.submit()))
+    tag = {"If-None-Match": service.client.get(url(task)).headers["ETag"]}
+    began = time.monotonic()
+    assert service.client.get(url(task, "?wait=60"), headers=tag).status_code == 304
+    assert service.client.get(url(task, "?wait=60")).status_code == 200
+    assert time.monotonic() - began < SOON
+
+
+def test_a_task_that_is_deleted_meanwhile_is_gone(service: Service) -> None:
+    task = service.start(service.submit())
+
+    def end_and_delete() -> None:
+        # In one step, as far as the waiter sees: it looks every 50 ms and may meet the ended task in between.
+        service.manager.store.delete(service.manager.store.finish(task.id, 1, Event.CANCEL, Facts()))
+
+    timer = later(end_and_delete)
+    answer = service.client.get(url(task, "?wait=60"))
+    timer.join()
+    assert answer.status_code in (200, 410)
+    assert answer.status_code == 410 or answer.json["status"] == "cancelled"
+
+
+# --- the mechanism ----------------------------------------------------------------------------------------------------
+
+
+class Counter:
+    """Stands for the database's counter of commits."""
+
+    def __init__(self) -> None:
+        self.value, self.reads, self.broken = 0, 0, False
+
+    def changes(self) -> Callable[[], bool]:
+        seen = -1
+
+        def changed() -> bool:
+            nonlocal seen
+            self.reads += 1
+            if self.broken:
+                raise OSError("the disk is gone")
+            seen, before = self.value, seen
+            return seen != before
+
+        return changed
+
+
+def test_a_change_between_the_look_and_the_wait_is_not_missed() -> None:
+    counter = Counter()
+    waiting = Waiting(counter.changes, 1)
+
+    def look_then_change() -> int:
+        seen = counter.value
+        counter.value = 1  # happens right after what was seen
+        return seen
+
+    seen, turned_away = waiting.until(look_then_change, lambda value: value == 1, SOON)
+    assert (seen, turned_away) == (1, False)
+    waiting.stop()
+
+
+def test_the_counter_is_read_by_one_thread_whatever_the_number_of_waiters() -> None:
+    counter = Counter()
+    waiting = Waiting(counter.changes, 50)
+    began = time.monotonic()
+    with ThreadPoolExecutor(50) as pool:
+        for _ in pool.map(lambda _: waiting.until(lambda: 0, bool, 0.5), range(50)):
+            pass
+    elapsed = time.monotonic() - began
+    assert 1 <= counter.reads <= elapsed / 0.05 + 2
+    waiting.stop()
+
+
+def test_a_counter_that_fails_for_a_while_does_not_end_the_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("web.waiting.RECOVERY_SECONDS", 0.02)
+    counter = Counter()
+    counter.broken = True
+    waiting = Waiting(counter.changes, 1)
+
+    def recover() -> None:
+        counter.broken, counter.value = False, 1
+
+    timer = later(recover)
+    assert waiting.until(lambda: counter.value, bool, SOON) == (1, False)
+    timer.join()
+    waiting.stop()
+
+
+def test_whoever_finds_no_place_is_answered_at_once() -> None:
+    waiting = Waiting(Counter().changes, 0)
+    began = time.monotonic()
+    assert waiting.until(lambda: 0, bool, 60) == (0, True)
+    assert time.monotonic() - began < SOON
+
+
+def test_a_place_is_free_again_after_a_wait_that_failed() -> None:
+    waiting = Waiting(Counter().changes, 1)
+
+    def fail() -> int:
+        raise LookupError
+
+    for _ in range(3):
+        with pytest.raises(LookupError):
+            waiting.until(fail, bool, 60)
+    assert waiting.until(lambda: 1, bool, 60) == (1, False)
+    waiting.stop()
+
+
+def test_stopping_ends_all_waits_and_lets_later_ones_end_at_once() -> None:
+    waiting = Waiting(Counter().changes, 4)
+    timer = later(waiting.stop)
+    began = time.monotonic()
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: waiting.until(lambda: 0, bool, 60), range(4))) == [(0, False)] * 4
+    timer.join()
+    assert waiting.until(lambda: 0, bool, 60) == (0, False)
+    assert time.monotonic() - began < SOON
+
+
+# --- across processes -------------------------------------------------------------------------------------------------
+
+AWAY = str(TURNED_AWAY_SECONDS)
+
+
+def hold(port: int, task: Task, tag: dict[str, str]) -> tuple[int, bytes]:
+    """Wait for the task; come again whenever there is no place."""
+    while True:
+        status, headers, body, _ = get(port, url(task, "?wait=60"), tag)
+        if headers.get("Retry-After") != AWAY:
+            return status, body
+
+
+def until_all_places_are_taken(port: int, task: Task, tag: dict[str, str]) -> None:
+    deadline = time.monotonic() + 60
+    while get(port, url(task, "?wait=1"), tag)[1].get("Retry-After") != AWAY:
+        assert time.monotonic() < deadline
+
+
+def test_many_waiters_are_woken_by_a_write_of_another_process_while_others_are_served(
+    service: Service, tmp_path: Path
+) -> None:
+    waiters, task = 40, service.start(service.submit())
+    with gunicorn(tmp_path, AVATAR_HTTP__MAX_WAITERS=str(waiters)) as (port, _), ThreadPoolExecutor(waiters) as pool:
+        tag = {"If-None-Match": get(port, url(task))[1]["ETag"]}
+        waiting = [pool.submit(hold, port, task, tag) for _ in range(waiters)]
+        until_all_places_are_taken(port, task, tag)
+        assert get(port, "/api/v1/tasks")[0] == 200
+        assert not any(future.done() for future in waiting)
+        written = time.monotonic()
+        service.manager.store.report(task.id, 1, phase=Phase.GENERATING, progress=0.5, eta_seconds=9.0)
+        answers = [future.result(SOON) for future in waiting]
+        assert time.monotonic() - written < SOON
+    assert {status for status, _ in answers} == {200}
+    assert all(b'"progress":0.5' in body for _, body in answers)
+
+
+def test_a_server_that_is_told_to_stop_ends_its_waits(service: Service, tmp_path: Path) -> None:
+    task = service.start(service.submit())
+    with gunicorn(tmp_path, AVATAR_HTTP__MAX_WAITERS="1") as (port, process), ThreadPoolExecutor(1) as pool:
+        tag = {"If-None-Match": get(port, url(task))[1]["ETag"]}
+        held = pool.submit(hold, port, task, tag)
+        until_all_places_are_taken(port, task, tag)
+        process.send_signal(signal.SIGTERM)
+        assert held.result(SOON)[0] == 304
+        assert process.wait(SOON) == 0
