@@ -8,6 +8,7 @@ Files are opened as everywhere in the service: the two known containers only, an
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -63,9 +64,12 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
         try:
             with av.open(file, "r", container_options=options, metadata_errors="ignore") as container:
                 yield container
-        except av.error.FFmpegError as error:
+        except (av.error.FFmpegError, OSError) as error:
             if error.errno in FULL:
                 raise StorageFull from None
+            # An offset out of a damaged file comes back as Python's own EINVAL; what else Python says is the disk's.
+            if not isinstance(error, av.error.FFmpegError) and error.errno != errno.EINVAL:
+                raise
             raise VideoError("the file is damaged or no video") from None
 
 
@@ -158,6 +162,8 @@ def _decode(container: av.container.InputContainer, picture: av.VideoStream, key
     container.seek(key, stream=picture)
     decoded = 0
     for frame in container.decode(picture):
+        if frame.is_corrupt:
+            raise VideoError("a picture of the video is damaged")
         decoded += frame.pts is None or frame.pts >= key
         if decoded >= wanted:
             return
