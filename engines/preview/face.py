@@ -39,6 +39,7 @@ JITTER = ((0.03, -0.02, 1.0, 0.0), (-0.03, 0.02, 1.08, 0.0), (0.02, 0.03, 0.92, 
 WEAK_PRESENCE = 0.9
 WEAK_SPREAD = 0.12
 WEAK_AGREEING = 3
+WEAK_STAYS = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,9 +249,20 @@ def _weak_face(mesher: Mesher, rgb: Pixels, boxes: list[Box], check: Callable[[]
         sure = [mesh for mesh in mesher.read(rgb, squares) if mesh.presence > WEAK_PRESENCE]
         for mesh in sure:
             like = [other for other in sure if _spread([mesh, other]) < WEAK_SPREAD]
-            if len(like) >= WEAK_AGREEING:
+            if len(like) >= WEAK_AGREEING and _stays(mesher, rgb, mesh):
                 return Face(_median(like), "weak", mesh.presence)
     return None
+
+
+def _stays(mesher: Mesher, rgb: Pixels, mesh: Mesh) -> bool:
+    """Tell a stylised face from a nose or a knot of wood that nine cut-outs took for one.
+
+    An imagined face of that kind agrees with itself in place, but its presence breaks down (to 0.4 or 0.8) in some of
+    the changed cut-outs; a face that was drawn keeps it.
+    """
+    settled = mesher.settle(rgb, mesh.square())
+    meshes = [settled, *mesher.read(rgb, [settled.square().moved(*change) for change in JITTER])]
+    return min(one.presence for one in meshes) >= WEAK_STAYS and _spread(meshes) < WEAK_SPREAD
 
 
 def _median(meshes: list[Mesh]) -> Points:

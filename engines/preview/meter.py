@@ -10,14 +10,16 @@ import math
 import cv2
 import numpy as np
 
-from engines.preview.portrait import Pixels, Planes, label
+from engines.preview.portrait import Pixels, Planes, labelled
 from engines.preview.speech import Speech
 from utils.plan import VideoPlan
 
 BARS = 33
 ZOOM = 0.045
 """How much of the picture the slow movement crops at most."""
-PERIOD_SECONDS = 17.0
+PERIOD_SECONDS = 24.0
+HOLD = 2
+"""Frames between two steps of the slow movement, which are a quarter of a pixel: it costs the encoder half."""
 DARK, LIGHT = 45, 215
 
 
@@ -26,7 +28,11 @@ class MeterScene:
 
     def __init__(self, rgb: Pixels, speech: Speech, plan: VideoPlan, seed: int) -> None:
         self._base = Planes.from_rgb(rgb)
-        self._corner = Planes.from_rgb(label(rgb))
+        self._shown = self._base.copy()
+        with_label, (rows, columns) = labelled(rgb)
+        self._label = Planes.from_rgb(np.ascontiguousarray(with_label[rows, columns]))
+        self._label_luma = rows, columns
+        self._label_chroma = slice(rows.start // 2, rows.stop // 2), slice(columns.start // 2, columns.stop // 2)
         self._speech = speech
         self._plan = plan
         self._phases = np.random.default_rng(seed).uniform(0, 2 * math.pi, 2)
@@ -34,8 +40,13 @@ class MeterScene:
 
     def draw(self, index: int, out: Planes) -> None:
         """Draw frame `index` over all of `out`."""
-        self._move(index, out)
+        if index % HOLD == 0:
+            self._move(index, self._shown)
+        self._shown.copy_to(out)
         self._meter(index, out)
+        out.y[self._label_luma] = self._label.y
+        out.u[self._label_chroma] = self._label.u
+        out.v[self._label_chroma] = self._label.v
 
     def _move(self, index: int, out: Planes) -> None:
         turn = 2 * math.pi * index / (self._plan.fps * PERIOD_SECONDS)

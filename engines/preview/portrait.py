@@ -91,17 +91,19 @@ def fit(rgb: Pixels, width: int, height: int) -> Pixels:
     return fitted
 
 
-def label(rgb: Pixels, text: str = "preview") -> Pixels:
-    """Return `rgb` with a small label in its lower right corner, about 1/24 of the shorter side high."""
+def labelled(rgb: Pixels, text: str = "preview") -> tuple[Pixels, tuple[slice, slice]]:
+    """Return `rgb` with a small label in its lower right corner, and the rows and columns (even) it takes."""
     height, width = rgb.shape[:2]
     size = max(7, round(min(height, width) / 24))
     scale = cv2.getFontScaleFromHeight(cv2.FONT_HERSHEY_SIMPLEX, max(4, round(size * 0.6)))
     (text_width, text_height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     pad = max(2, size // 3)
-    left, top = max(0, width - text_width - 3 * pad), max(0, height - text_height - below - 3 * pad)
+    left, top = (
+        max(0, value) // 2 * 2 for value in (width - text_width - 3 * pad, height - text_height - below - 3 * pad)
+    )
+    place = slice(top, height - pad // 2 * 2), slice(left, width - pad // 2 * 2)
     out = rgb.copy()
-    box = out[top : height - pad, left : width - pad]
-    box[:] = (box * 0.55).astype(np.uint8)
+    out[place] = (out[place] * 0.55).astype(np.uint8)
     where = (left + pad, top + pad + text_height)
     cv2.putText(out, text, where, cv2.FONT_HERSHEY_SIMPLEX, scale, (235, 235, 235), 1, cv2.LINE_AA)
-    return out
+    return out, place

@@ -11,7 +11,7 @@ from engines.preview.face import Face
 from engines.preview.head import Head, movement
 from engines.preview.local import Box
 from engines.preview.mouth import Mouth
-from engines.preview.portrait import Pixels, Planes, label
+from engines.preview.portrait import Pixels, Planes, labelled
 from engines.preview.speech import Speech
 from utils.plan import VideoPlan
 
@@ -26,7 +26,7 @@ class TalkingScene:
     """Draws frame `index` of a portrait (height, width, 3) that speaks. Frames must be drawn in order."""
 
     def __init__(self, rgb: Pixels, face: Face, speech: Speech, plan: VideoPlan, seed: int) -> None:
-        self._shown = Planes.from_rgb(label(rgb))
+        self._shown = Planes.from_rgb(labelled(rgb)[0])
         self._canvas = Planes.from_rgb(rgb)
         self._mouth = Mouth(rgb, face.points)
         self._head = Head(face.points, plan.width, plan.height, movement(face.points, speech.loud, plan.fps, seed))
