@@ -146,6 +146,15 @@ def test_an_empty_file_input_of_a_browser_counts_as_absent(client: FlaskClient) 
     assert answer.status_code == 201
 
 
+def test_real_portraits_and_voices_are_taken(client: FlaskClient, trial_inputs: Path) -> None:
+    kinds = {".jpg": "image", ".png": "image", ".wav": "audio", ".mp3": "audio"}
+    found = [path for path in sorted(trial_inputs.iterdir()) if path.suffix in kinds]
+    assert found
+    for path in found:
+        stored = upload(client, kinds[path.suffix], path.read_bytes())
+        assert stored["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 # --- the same request twice -------------------------------------------------------------------------------------------
 
 

@@ -91,6 +91,14 @@ def test_an_unknown_and_an_ill_formed_id_are_the_same_404(spotless: Service, tas
             assert answer.json["error_code"] == "not_found"
 
 
+def test_no_row_is_looked_for_under_an_ill_formed_id(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service.manager.store, "get_with_backlog", lambda task_id: pytest.fail("looked for"))
+    for task_id in ("x", "gen_20261122_0000000000000001%0A"):
+        for path in (url(task_id), url(task_id, "/log"), f"/results/{task_id}/video.mp4"):
+            assert service.client.get(path).status_code == 404
+        assert service.client.delete(url(task_id)).status_code == 404
+
+
 def test_another_tenants_task_is_a_404_with_the_body_of_an_unknown_one(service: Service) -> None:
     other = service.complete(service.start(service.submit(tenant="other")))
     for rest in (url("{}"), url("{}", "/log"), "/results/{}/video.mp4"):
