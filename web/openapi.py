@@ -55,6 +55,7 @@ class Operation:
 
     id: str
     says: str
+    tag: str = "tasks"
     replies: Mapping[int, Reply]
     errors: tuple[int, ...] = ()
     query: type[wire.Ask] = wire.NoQuery
@@ -77,7 +78,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         replies={201: _json("The task is queued.", wire.Accepted, "Location")}, errors=(400, 413, 415, 422, 503, 507),
     ),
     ("POST", "/api/v1/upload"): Operation(
-        id="upload", says="Store an image or a recording for later tasks",
+        id="upload", tag="media", says="Store an image or a recording for later tasks",
         body={"multipart/form-data": wire.UploadForm},
         replies={201: _json("It is stored.", wire.UploadAnswer)}, errors=(400, 413, 415, 503, 507),
     ),
@@ -118,7 +119,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         errors=(400, 404, 409, 410, 416, 503),
     ),
     ("GET", "/api/v1/health"): Operation(
-        id="getHealth", says="Whether new tasks can be run now",
+        id="getHealth", tag="service", says="Whether new tasks can be run now",
         replies={
             200: _json("They can.", wire.HealthAnswer),
             503: _json("They cannot; `reasons` tells why.", wire.HealthAnswer),
@@ -126,11 +127,12 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         errors=(400,),
     ),
     ("GET", "/api/v1/openapi.json"): Operation(
-        id="getOpenApi", says="This document",
+        id="getOpenApi", tag="service", says="This document",
         replies={200: Reply("OpenAPI 3.1.", {"application/json": {"type": "object"}})},
     ),
     ("GET", "/docs"): Operation(
-        id="getDocs", says="This document as a page", replies={200: Reply("A page.", {"text/html": TEXT})}
+        id="getDocs", tag="service", says="This document as a page",
+        replies={200: Reply("A page.", {"text/html": TEXT})},
     ),
 }  # fmt: skip
 
@@ -197,7 +199,8 @@ def _operation(path: str, operation: Operation, schemas: Json) -> Json:
     for status in sorted({403, 405, 500, *operation.errors}):
         responses[str(status)] = _error(status)
     described: Json = {
-        "operationId": operation.id, "summary": operation.says, "parameters": _parameters(path, operation, schemas),
+        "operationId": operation.id, "tags": [operation.tag],
+        "summary": operation.says, "parameters": _parameters(path, operation, schemas),
         "responses": responses,
     }  # fmt: skip
     if operation.body:
