@@ -15,7 +15,6 @@ from flask import Flask, Response, request
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import OperationalError
 from werkzeug.exceptions import HTTPException
-from werkzeug.routing import RequestRedirect
 
 from task_manager import NoHardware, ResultNotReady, TaskGone, TaskUnknown, UnknownEngine
 from tasks.model import LostRace
@@ -197,9 +196,6 @@ def _translated(translate: _Translation) -> Callable[[Exception], Response]:
 
 def _http(error: HTTPException) -> Response:
     """Shape what Flask and Werkzeug raise; their texts and pages are not used."""
-    if isinstance(error, RequestRedirect):
-        error = HTTPException(response=None)
-        error.code = 404
     code, detail = _DETAILS.get(error.code or 500, (Code.INVALID_INPUT, "the request is malformed"))
     if (error.code or 500) >= 500:
         return _bug(error)
