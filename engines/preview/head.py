@@ -95,9 +95,9 @@ def _still(rows: Grid, columns: Grid, step: int) -> Grid:
     return np.stack(np.meshgrid(x, y), axis=-1).astype(np.float32)
 
 
-FADE_START, FADE_END = 1.2, 1.85
+FADE_START, FADE_END = 1.15, 1.65
 """Where, in half sides of the face's oval, the movement begins to die out and where it has."""
-BELOW = 1.3
+BELOW = 1.25
 """The same below the middle, as a multiple: neck and shoulders follow more than the wall behind."""
 EDGE = 16.0
 """Pixels within which the movement dies out at the frame's edge."""

@@ -98,7 +98,12 @@ class Box:
         return x, y
 
 
+def clipped(values: Grid) -> Grid:
+    """Return the values limited to 0..1; np.clip takes twice as long for the small pictures of a mouth."""
+    return np.minimum(np.maximum(values, np.float32(0)), np.float32(1))
+
+
 def smooth(values: Grid, low: float = 0.0, high: float = 1.0) -> Grid:
     """Return 0 where values <= low, 1 where >= high, a smooth step between."""
-    part = np.clip((values - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
+    part = clipped((values - np.float32(low)) * np.float32(1 / (high - low)))
     return np.asarray(part * part * (3 - 2 * part))

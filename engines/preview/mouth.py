@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from engines.preview.face import Points
-from engines.preview.local import Axes, Box, Grid, smooth
+from engines.preview.local import Axes, Box, Grid, clipped, smooth
 from engines.preview.portrait import Pixels
 
 UPPER_INNER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
@@ -34,9 +34,10 @@ OWN_GAP = 0.06
 
 NEUTRAL_SKIN = np.array([205, 160, 138], np.float32)
 TEETH = np.array([226, 217, 205], np.float32)
+SHADED_TEETH = np.array([72, 18, 14], np.float32)
+"""Shade within a mouth is red: grey teeth look like metal."""
 TONGUE = np.array([150, 74, 74], np.float32)
 DEEP = np.array([42, 16, 16], np.float32)
-WARM_SHADE = np.array([0.7, 1.15, 1.25], np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Mouth:
         self._axes = axes = Axes.between(points[UPPER_INNER[0]], points[UPPER_INNER[-1]])
         self._half = axes.half
         self._own = _Gap(axes.local(points[list(UPPER_INNER)]), axes.local(points[list(LOWER_INNER)]), self._half)
+        self._ideal = np.maximum(1 - (_knots(self._half) / self._half) ** 2, 0) ** np.float32(0.7)
         self._least, self._most = self._gaps()
         self._marks = marks = _Marks.make(axes, points, self._own.size)
         self.box = self._box(*marks.corners())
@@ -62,7 +64,7 @@ class Mouth:
         local = axes.local(np.stack(self.box.pixels(), axis=-1))
         self._p, self._q = np.ascontiguousarray(local[..., 0]), np.ascontiguousarray(local[..., 1])
         self._weights = _Weights.make(self._p, self._q, self._lips, marks)
-        self._light = _light(rgb, points)
+        self._colours = _Colours.under_light_of(rgb, points)
 
     def _box(self, p: Grid, q: Grid) -> Box:
         return Box.around(np.stack(self._axes.picture(p, q), axis=1), *self._rgb.shape[1::-1])
@@ -113,12 +115,10 @@ class Mouth:
     def _curves(self, p: Grid, shape: Shape) -> tuple[Grid, Grid, Grid, Grid]:
         """Return the new upper and lower curve at `p`, and how far each has moved."""
         own = self._own
-        table = _knots(self._half)
         had_upper, had_lower = own.table
         had = had_lower - had_upper
-        ideal = np.maximum(1 - (table / self._half) ** 2, 0) ** np.float32(0.7)
         like_own = min(1.0, own.size / max(shape.gap, 1e-3))
-        profile = like_own * had / max(own.size, 1e-3) + (1 - like_own) * ideal
+        profile = like_own * had / max(own.size, 1e-3) + (1 - like_own) * self._ideal
         change = shape.gap * profile - had
         rise, fall = -UPPER_SHARE * change, (1 - UPPER_SHARE) * change
         upper, lower, rise, fall = _look_up(p, self._half, (had_upper + rise, had_lower + fall, rise, fall))
@@ -126,14 +126,14 @@ class Mouth:
 
     def _paint(self, skin: Pixels, p: Grid, q: Grid, upper: Grid, lower: Grid) -> None:
         """Paint the inside of the mouth over `skin` where the lips are apart."""
-        cover = np.clip(q - upper + 0.5, 0, 1) * np.clip(lower - q + 0.5, 0, 1) * np.clip(lower - upper - 0.3, 0, 1)
+        cover = clipped(q - upper + 0.5) * clipped(lower - q + 0.5) * clipped(lower - upper - 0.3)
         rows, columns = np.flatnonzero(cover.any(axis=1)), np.flatnonzero(cover.any(axis=0))
         if not len(rows):
             return
         part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         inside = self._inside(p[part], q[part], upper[part], lower[part])
         alpha = cover[part][..., None]
-        skin[part] = np.clip(skin[part] * (1 - alpha) + inside * alpha + 0.5, 0, 255).astype(np.uint8)
+        skin[part] = (skin[part] + (inside - skin[part]) * alpha + 0.5).astype(np.uint8)
 
     def _inside(self, p: Grid, q: Grid, upper: Grid, lower: Grid) -> Grid:
         made = self._made_up(p, q, upper, lower)
@@ -151,29 +151,28 @@ class Mouth:
     def _made_up(self, p: Grid, q: Grid, upper: Grid, lower: Grid) -> Grid:
         """Return teeth, tongue and darkness (height, width, 3) for a mouth that never showed any."""
         width = 2 * self._half
-        side = np.clip(np.abs(p) / self._half, 0, 1)
+        side = clipped(np.abs(p) / self._half)
         depth, gap = q - upper, np.maximum(lower - upper, 1e-3)
-        colour: Grid = np.broadcast_to(DEEP * self._light, (*p.shape, 3))
+        colours = self._colours
         tongue = smooth((depth / gap - 0.55) / 0.45) * (1 - side**2) * 0.75
-        colour = colour + (TONGUE * self._light - colour) * tongue[..., None]
+        colour = np.asarray(colours.deep + (colours.tongue - colours.deep) * tongue[..., None])
         if self._own.size:
             return colour
         tall = 0.13 * width * (1 - 0.45 * side**2)
         edge = max(1.0, 0.025 * width)
-        teeth = np.clip((tall - depth) / edge + 0.5, 0, 1) * smooth((1 - side) / 0.25)
+        teeth = clipped((tall - depth) / edge + 0.5) * smooth((1 - side) / 0.25)
         lit = (0.62 + 0.38 * smooth(depth / (0.1 * width))) * (1 - 0.45 * side**2) * self._between_teeth(p)
         # Between lips that hardly part, teeth are in the dark; painted there they look like metal.
         teeth = teeth * smooth(gap.max(), 0.03 * width, 0.14 * width)
-        # Shade within a mouth is red: grey teeth look like metal.
-        shaded = TEETH * self._light * lit[..., None] ** WARM_SHADE
-        return np.asarray(colour + (shaded - colour) * teeth[..., None])
+        shown = colours.shaded_teeth + (colours.teeth - colours.shaded_teeth) * lit[..., None]
+        return np.asarray(colour + (shown - colour) * teeth[..., None])
 
     def _between_teeth(self, p: Grid) -> Grid:
         """Return how light each place along the row of teeth is: a little darker where two teeth meet."""
         pitch = 0.23 * self._half
         away = np.abs((p / pitch + 0.5) % 1 - 0.5) * pitch
         strength = 0.22 * min(1.0, max(0.0, (pitch - 3) / 4))
-        return np.asarray(1 - strength * np.clip(1 - away / max(0.8, 0.13 * pitch), 0, 1))
+        return np.asarray(1 - strength * clipped(1 - away / max(0.8, 0.13 * pitch)))
 
 
 class _Gap:
@@ -297,12 +296,26 @@ class _Marks:
         return np.array([-left, left, -left, left]), np.array([self.nose, self.nose, low, low])
 
 
-def _light(rgb: Pixels, points: Points) -> Grid:
-    """Return the light on the face as factors (3,) of what a neutral skin would show."""
-    height, width = rgb.shape[:2]
-    spots = []
-    for x, y in points[list(CHEEKS)].astype(int).tolist():
-        column, row = min(max(x, 1), width - 2), min(max(y, 1), height - 2)
-        spots.append(rgb[row - 1 : row + 2, column - 1 : column + 2].mean(axis=(0, 1)))
-    light = np.median(spots, axis=0) / NEUTRAL_SKIN
-    return np.asarray(np.clip(light, 0.25, 1.2), np.float32)
+@dataclass(frozen=True, slots=True)
+class _Colours:
+    """What the inside of a mouth looks like in the light of one portrait; each is (3,), RGB."""
+
+    teeth: Grid
+    shaded_teeth: Grid
+    tongue: Grid
+    deep: Grid
+
+    @classmethod
+    def under_light_of(cls, rgb: Pixels, points: Points) -> _Colours:
+        """Take the light from the cheeks: what they show, over what a neutral skin would."""
+        spots = []
+        height, width = rgb.shape[:2]
+        for x, y in points[list(CHEEKS)].astype(int).tolist():
+            column, row = min(max(x, 1), width - 2), min(max(y, 1), height - 2)
+            spots.append(rgb[row - 1 : row + 2, column - 1 : column + 2].mean(axis=(0, 1)))
+        skin = np.median(spots, axis=0)
+        light = np.clip(skin / NEUTRAL_SKIN, 0.25, 1.2)
+        # Skin without colour is a picture in black and white: so are its teeth and tongue.
+        colour = min(1.0, float(np.ptp(skin)) / max(float(skin.max()), 1) / 0.12)
+        lit = (np.minimum(value * light, 250) for value in (TEETH, SHADED_TEETH, TONGUE, DEEP))
+        return cls(*(np.asarray(value.mean() + (value - value.mean()) * colour, np.float32) for value in lit))

@@ -30,8 +30,8 @@ class TalkingScene:
         self._canvas = Planes.from_rgb(rgb)
         self._mouth = Mouth(rgb, face.points)
         self._head = Head(face.points, plan.width, plan.height, movement(face.points, speech.loud, plan.fps, seed))
-        # Half a pixel of the gap a level: finer is not seen, coarser steps on large faces.
-        levels = int(np.clip(round(2 * self._mouth.travel), 12, 48))
+        # Two thirds of a pixel of the gap a level: finer is not seen, coarser steps on large faces.
+        levels = int(np.clip(round(1.5 * self._mouth.travel), 12, 48))
         self._opened = np.round(speech.open * (levels - 1)).astype(int).tolist()
         self._levels = levels
         reach = WIDTH_LEVELS // 2

@@ -142,6 +142,18 @@ def test_a_spread_mouth_is_wider_than_a_round_one(portrait: Pixels, face: Face) 
     assert widths[1] > widths[0] + 2
 
 
+def test_a_black_and_white_portrait_keeps_a_black_and_white_mouth(portrait: Pixels, face: Face) -> None:
+    grey = np.repeat(cv2.cvtColor(portrait, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    picture = Mouth(grey, face.points).picture(1, 0).astype(int)
+    assert np.ptp(picture, axis=2).max() <= 2
+
+
+def test_bright_light_leaves_no_specks_of_colour_on_the_teeth(portrait: Pixels, face: Face) -> None:
+    bright = np.minimum(portrait.astype(float) * 1.35, 255).astype(np.uint8)
+    picture = Mouth(bright, face.points).picture(0.6, 0).astype(int)
+    assert (picture[..., 1] - picture[..., 0]).max() < 20
+
+
 # --- eyes
 
 
