@@ -37,7 +37,7 @@ def test_the_metric_tells_a_wrong_voice_and_a_late_one(sample_run: Run, sample_l
 
 @pytest.mark.parametrize("name", ["boy", "fashion_blogger", "livestream_2"])
 def test_real_portraits_speak_in_sync(trial_png: Callable[[str], Path], tmp_path: Path, name: str) -> None:
-    audio = write_wav(tmp_path / "voice.wav", *speech(9, start=2))
+    audio = write_wav(tmp_path / "voice.wav", *speech(8, start=2))
     sync = measure(make(tmp_path, trial_png(name), audio, size="704*384"))
     assert sync.r >= MIN_R
     assert abs(sync.lag) <= MAX_LAG
@@ -55,9 +55,10 @@ def test_a_portrait_without_a_findable_face_still_gives_a_video(
         assert sum(1 for _ in container.decode(video=0)) == 40
 
 
-def test_silence_keeps_the_lips_shut(tmp_path: Path, sample_lips: Curve) -> None:
+def test_silence_keeps_the_lips_shut(tmp_path: Path) -> None:
     audio = write_wav(tmp_path / "silence.wav", np.zeros(32_000), 16_000)
     lips = lip_openings(frames(make(tmp_path, PORTRAIT, audio, size="704*384")))
     assert len(lips) == 50
-    assert np.ptp(lips) < 0.15 * np.ptp(sample_lips)
-    assert lips.max() < np.median(sample_lips)
+    # In speech this portrait's lips go from 0.0023 to 0.0131.
+    assert lips.max() < 0.0035
+    assert np.ptp(lips) < 0.0012
