@@ -24,8 +24,8 @@ from tests.web.conftest import CheckedClient, Service, build, close
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 
 GENERATED: dict[tuple[str, GenerationMode], int] = {
-    ("POST /api/v1/generate", POSITIVE): 60,
-    ("POST /api/v1/generate", NEGATIVE): 120,
+    ("POST /api/v1/generate", POSITIVE): 40,
+    ("POST /api/v1/generate", NEGATIVE): 60,
     ("POST /api/v1/upload", POSITIVE): 20,  # each starts a decoder
     ("POST /api/v1/upload", NEGATIVE): 40,
     ("GET /api/v1/task/{task_id}", POSITIVE): 80,
@@ -39,7 +39,7 @@ GENERATED: dict[tuple[str, GenerationMode], int] = {
     ("GET /results/{task_id}/{name}", POSITIVE): 60,
     ("GET /results/{task_id}/{name}", NEGATIVE): 40,
 }
-MANGLED = {"bodies": 200, "forms": 60, "fields": 200, "headers": 150, "addresses": 150}
+MANGLED = {"bodies": 250, "forms": 80, "fields": 250, "headers": 150, "addresses": 200}
 
 SAME_EVERY_TIME = settings(
     derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]

@@ -3,6 +3,7 @@ document, small media, and tasks that go through their lives without an engine."
 
 from __future__ import annotations
 
+import hashlib
 import io
 import wave
 from collections.abc import Callable, Iterator
@@ -21,7 +22,10 @@ from app import create_app
 from config_loader import Settings, load_settings
 from task_manager import TaskManager
 from tasks.model import Event, Facts, Result, Task, Video
-from tests.conftest import make_task
+from tasks.store import Upload
+from tests.conftest import NOON, make_task
+from utils.file_handler import stored_name
+from web.inputs import SUFFIXES
 from web.openapi import document
 
 CLAIM = Facts(slot="cpu-0", profile="preview_cpu")
@@ -46,6 +50,12 @@ def wav(seconds: float = 0.5, rate: int = 16_000) -> bytes:
         file.setframerate(rate)
         file.writeframes(b"\x10\x20" * int(seconds * rate))
     return out.getvalue()
+
+
+MEDIA: dict[str, tuple[bytes, dict[str, Any]]] = {
+    "image": (png(), {"width": 96, "height": 80}),
+    "audio": (wav(), {"seconds": 0.5, "sample_rate": 16_000, "channels": 1, "samples": 8000}),
+}
 
 
 def form(**changes: Any) -> dict[str, Any]:
@@ -126,6 +136,15 @@ class Service:
         (folder / "video.mp4").write_bytes(video)
         (folder / "poster.jpg").write_bytes(b"poster")
         return self.manager.store.finish(task.id, task.attempt, Event.COMPLETE, DONE)
+
+    def put(self, kind: str) -> str:
+        """Store an upload as if it had been sent and decoded; return its path."""
+        content, facts = MEDIA[kind]
+        path = f"/uploads/{kind}/{stored_name(SUFFIXES[kind])}"
+        (self.settings.data_dir / path.removeprefix("/")).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        self.manager.store.add_upload(Upload(path, "default", kind, digest, len(content), facts, NOON))
+        return path
 
     def files(self) -> list[str]:
         """Return all files of requests: everything but the database, locks and pipes."""

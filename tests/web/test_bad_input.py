@@ -266,16 +266,13 @@ def test_two_bad_media_are_both_named(spotless: Service) -> None:
 
 
 def test_an_upload_of_the_other_kind_is_refused(service: Service) -> None:
-    stored = service.client.post(UPLOAD, data={"type": "audio", "file": (io.BytesIO(wav()), "a")}).json["path"]
+    stored = service.put("audio")
     answer = service.client.post(GENERATE, json={"prompt": "x", "image_path": stored, "audio_path": stored})
     assert answer.json["errors"] == [{"field": "image_path", "message": "this upload is of type audio, not image"}]
 
 
 def test_an_upload_whose_file_is_gone_is_refused(service: Service) -> None:
-    paths = {}
-    for kind, content in (("image", png()), ("audio", wav())):
-        answer = service.client.post(UPLOAD, data={"type": kind, "file": (io.BytesIO(content), "x")})
-        paths[f"{kind}_path"] = answer.json["path"]
+    paths = {f"{kind}_path": service.put(kind) for kind in ("image", "audio")}
     (service.settings.data_dir / paths["audio_path"].removeprefix("/")).unlink()
     answer = service.client.post(GENERATE, json={"prompt": "x", **paths})
     assert (answer.status_code, answer.json["errors"][0]["field"]) == (400, "audio_path")

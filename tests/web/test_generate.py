@@ -27,10 +27,9 @@ def upload(client: FlaskClient, kind: str, content: bytes) -> dict[str, Any]:
     return dict(answer.json)
 
 
-def uploaded(client: FlaskClient, **changes: Any) -> dict[str, Any]:
+def request_of(service: Service) -> dict[str, Any]:
     """Return a JSON request whose media are uploads."""
-    paths = {f"{kind}_path": upload(client, kind, made())["path"] for kind, made in (("image", png), ("audio", wav))}
-    return {"prompt": "a person speaks", **paths, **changes}
+    return {"prompt": "a person speaks", "image_path": service.put("image"), "audio_path": service.put("audio")}
 
 
 def test_a_form_with_two_files_is_queued(service: Service) -> None:
@@ -59,7 +58,7 @@ def test_uploads_are_canonical_and_are_not_decoded_again(service: Service, monke
     stored = upload(service.client, "image", sent)
     assert (stored["size_bytes"], stored["sha256"]) == (len(sent), hashlib.sha256(sent).hexdigest())
     assert stored["media"] == {"width": 96, "height": 80}
-    asked = uploaded(service.client)
+    asked = request_of(service)
     monkeypatch.setattr("web.inputs.normalise", lambda *args: pytest.fail("decoded again"))
     answer = service.client.post(GENERATE, json=asked)
     assert answer.status_code == 201
@@ -74,9 +73,8 @@ def test_the_type_of_an_upload_is_what_its_bytes_are(client: FlaskClient) -> Non
     assert answer.json["media"] == {"seconds": 0.5, "sample_rate": 16000, "channels": 1, "samples": 8000}
 
 
-def test_files_and_paths_may_be_mixed_in_a_form(client: FlaskClient) -> None:
-    stored = upload(client, "audio", wav())
-    answer = client.post(GENERATE, data=form(audio=None, audio_path=stored["path"]))
+def test_files_and_paths_may_be_mixed_in_a_form(service: Service) -> None:
+    answer = service.client.post(GENERATE, data=form(audio=None, audio_path=service.put("audio")))
     assert answer.status_code == 201
 
 
@@ -125,15 +123,17 @@ def test_a_newline_of_a_form_is_one_character(client: FlaskClient) -> None:
     assert client.get(answer.json["status_url"]).json["params"]["prompt"] == "first\nsecond"
 
 
-def test_a_seed_that_was_not_given_is_random_and_told(client: FlaskClient) -> None:
-    asked = uploaded(client)
-    seeds = [client.get(client.post(GENERATE, json=asked).json["status_url"]).json["params"]["seed"] for _ in range(3)]
+def test_a_seed_that_was_not_given_is_random_and_told(service: Service) -> None:
+    asked = request_of(service)
+    seeds = [
+        service.client.get(service.client.post(GENERATE, json=asked).json["status_url"]).json["params"]["seed"]
+        for _ in range(3)
+    ]
     assert len(set(seeds)) > 1
 
 
-def test_an_empty_file_input_of_a_browser_counts_as_absent(client: FlaskClient) -> None:
-    stored = upload(client, "audio", wav())
-    sent = form(audio=(io.BytesIO(b""), ""), audio_path=stored["path"])
+def test_an_empty_file_input_of_a_browser_counts_as_absent(service: Service) -> None:
+    sent = form(audio=(io.BytesIO(b""), ""), audio_path=service.put("audio"))
     boundary = "----x"
     parts = []
     for name, value in sent.items():
@@ -142,7 +142,7 @@ def test_an_empty_file_input_of_a_browser_counts_as_absent(client: FlaskClient) 
         )
         parts.append(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + content)
     body = b"\r\n".join([*parts, f"--{boundary}--\r\n".encode()])
-    answer = client.post(GENERATE, data=body, content_type=f"multipart/form-data; boundary={boundary}")
+    answer = service.client.post(GENERATE, data=body, content_type=f"multipart/form-data; boundary={boundary}")
     assert answer.status_code == 201
 
 
@@ -160,7 +160,7 @@ def test_real_portraits_and_voices_are_taken(client: FlaskClient, trial_inputs: 
 
 def test_a_repeated_key_gets_the_first_answer_also_after_the_end_and_a_restart(serve: Serve) -> None:
     service = serve()
-    asked, key = uploaded(service.client), {"Idempotency-Key": "k-1"}
+    asked, key = request_of(service), {"Idempotency-Key": "k-1"}
     first = service.client.post(GENERATE, json=asked, headers=key)
     again = service.client.post(GENERATE, json=asked, headers=key)
     assert (first.status_code, again.status_code) == (201, 201)
@@ -175,27 +175,27 @@ def test_a_repeated_key_gets_the_first_answer_also_after_the_end_and_a_restart(s
     assert len([name for name in restarted.files() if name.count("/") == 1 and name.startswith("tasks/")]) == 1
 
 
-def test_a_key_is_of_the_contents_not_of_the_way_they_came(client: FlaskClient) -> None:
-    asked, key = uploaded(client), {"Idempotency-Key": "k"}
-    first = client.post(GENERATE, json=asked, headers=key)
-    assert client.post(GENERATE, data=form(), headers=key).data == first.data
+def test_a_key_is_of_the_contents_not_of_the_way_they_came(service: Service) -> None:
+    asked, key = request_of(service), {"Idempotency-Key": "k"}
+    first = service.client.post(GENERATE, json=asked, headers=key)
+    assert service.client.post(GENERATE, data=form(), headers=key).data == first.data
 
 
-def test_a_key_with_another_request_is_refused(client: FlaskClient) -> None:
-    asked, key = uploaded(client), {"Idempotency-Key": "k"}
-    client.post(GENERATE, json=asked, headers=key)
-    answer = client.post(GENERATE, json=asked | {"num_clip": 3}, headers=key)
+def test_a_key_with_another_request_is_refused(service: Service) -> None:
+    asked, key = request_of(service), {"Idempotency-Key": "k"}
+    service.client.post(GENERATE, json=asked, headers=key)
+    answer = service.client.post(GENERATE, json=asked | {"num_clip": 3}, headers=key)
     assert (answer.status_code, answer.json["error_code"]) == (422, "key_reused")
 
 
-def test_a_refused_request_uses_no_key_up(client: FlaskClient) -> None:
-    asked, key = uploaded(client), {"Idempotency-Key": "k"}
-    assert client.post(GENERATE, json=asked | {"num_clip": 0}, headers=key).status_code == 400
-    assert client.post(GENERATE, json=asked, headers=key).status_code == 201
+def test_a_refused_request_uses_no_key_up(service: Service) -> None:
+    asked, key = request_of(service), {"Idempotency-Key": "k"}
+    assert service.client.post(GENERATE, json=asked | {"num_clip": 0}, headers=key).status_code == 400
+    assert service.client.post(GENERATE, json=asked, headers=key).status_code == 201
 
 
 def test_of_two_requests_with_one_key_at_once_one_makes_the_task(service: Service) -> None:
-    body, key = json.dumps(uploaded(service.client)), {"Idempotency-Key": "k"}
+    body, key = json.dumps(request_of(service)), {"Idempotency-Key": "k"}
 
     def post(_: int) -> bytes:
         client = service.app.test_client()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
+import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
 
-from tests.web.conftest import Serve, Service, form, png, wav
+from tests.web.conftest import Serve, Service, build, close, form, png, wav
 from tests.web.servers import get, gunicorn, werkzeug
 from utils.file_handler import StorageFull
 from utils.media import MediaUnavailable
@@ -143,25 +143,31 @@ def test_whoever_waits_too_long_for_a_decoder_is_told_to_come_again(
 
 # --- over sockets -----------------------------------------------------------------------------------------------------
 
-LIMITS = {"AVATAR_INPUTS__MAX_IMAGE_BYTES": "100000", "AVATAR_INPUTS__MAX_AUDIO_BYTES": "200000"}
+IMAGE_BYTES, AUDIO_BYTES = 100_000, 200_000
+Server = tuple[int, Service]
 
 
-@pytest.fixture(params=["gunicorn", "werkzeug"])
-def server(request: pytest.FixtureRequest, tmp_path: Path, serve: Serve) -> Iterator[Callable[[], tuple[int, Service]]]:
-    """A port served by each of the two servers, and the service whose data it has."""
-    service = serve(inputs={"max_image_bytes": 100_000, "max_audio_bytes": 200_000})
-
-    @contextmanager
-    def chosen() -> Iterator[int]:
+@pytest.fixture(scope="module", params=["gunicorn", "werkzeug"])
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Each of the two servers: its port, and a service that sees the same data."""
+    folder = tmp_path_factory.mktemp(request.param)
+    limits = {"max_image_bytes": IMAGE_BYTES, "max_audio_bytes": AUDIO_BYTES}
+    service = build(folder / "data", {"inputs": limits})
+    variables = {f"AVATAR_INPUTS__{name.upper()}": str(value) for name, value in limits.items()}
+    with contextlib.ExitStack() as stack:
         if request.param == "werkzeug":
-            with werkzeug(service.app) as port:
-                yield port
+            port = stack.enter_context(werkzeug(service.app))
         else:
-            with gunicorn(tmp_path, **LIMITS) as (port, _):
-                yield port
+            port, _ = stack.enter_context(gunicorn(folder, **variables))
+        yield port, service
+    close(service)
 
-    with chosen() as port:
-        yield lambda: (port, service)
+
+@pytest.fixture
+def server(running: Server) -> Iterator[Server]:
+    """A server in whose data a test must leave nothing."""
+    yield running
+    assert running[1].files() == []
 
 
 def post(port: int, path: str, kind: str, body: object, headers: dict[str, str]) -> tuple[int, bytes]:
@@ -170,7 +176,7 @@ def post(port: int, path: str, kind: str, body: object, headers: dict[str, str])
     answer = connection.getresponse()
     status, content = answer.status, answer.read()
     # The connection is sane: what is left of the body is never taken for the next request.
-    with suppress(ConnectionError, http.client.RemoteDisconnected):
+    with contextlib.suppress(ConnectionError, http.client.RemoteDisconnected):
         connection.request("GET", "/api/v1/tasks")
         assert connection.getresponse().status == 200
     connection.close()
@@ -183,36 +189,36 @@ def post(port: int, path: str, kind: str, body: object, headers: dict[str, str])
     ("path", "kind", "body"),
     [
         (GENERATE, "application/json", b'{"prompt":"' + b"x" * 2**20 + b'"}'),
-        (GENERATE, FORM_TYPE, HEAD + bytes(100_001) + b"\r\n--B--\r\n"),
-        (GENERATE, FORM_TYPE, b"x" * (2**20 + 300_001)),
+        (GENERATE, FORM_TYPE, HEAD + bytes(IMAGE_BYTES + 1) + b"\r\n--B--\r\n"),
+        (GENERATE, FORM_TYPE, b"x" * (2**20 + IMAGE_BYTES + AUDIO_BYTES + 1)),
     ],
     ids=["JSON", "file", "form"],
 )
-def test_a_body_past_its_limit_is_413(
-    server: Callable[[], tuple[int, Service]], path: str, kind: str, body: bytes, chunked: bool
-) -> None:
-    port, service = server()
+def test_a_body_past_its_limit_is_413(server: Server, path: str, kind: str, body: bytes, chunked: bool) -> None:
+    port, _ = server
     pieces = (body[start : start + 2**16] for start in range(0, len(body), 2**16))
     headers = {"Transfer-Encoding": "chunked"} if chunked else {}
     status, content = post(port, path, kind, pieces if chunked else body, headers)
     assert (status, b'"error_code":"too_large"' in content) == (413, True)
-    assert service.files() == []
 
 
-def test_a_chunked_form_within_its_limits_is_accepted(server: Callable[[], tuple[int, Service]]) -> None:
-    port, _ = server()
+def test_a_chunked_form_within_its_limits_is_accepted(server: Server) -> None:
+    port, service = server
     parts = [
         f'--B\r\nContent-Disposition: form-data; name="{name}"{rest}\r\n\r\n'.encode() + content + b"\r\n"
         for name, rest, content in (
             ("prompt", "", b"x"), ("image", '; filename="a"', png()), ("audio", '; filename="b"', wav()),
         )
     ]  # fmt: skip
-    status, _ = post(port, GENERATE, FORM_TYPE, iter([*parts, b"--B--\r\n"]), {"Transfer-Encoding": "chunked"})
+    body = iter([*parts, b"--B--\r\n"])
+    status, content = post(port, GENERATE, FORM_TYPE, body, {"Transfer-Encoding": "chunked"})
     assert status == 201
+    for _ in ("cancel", "remove"):
+        service.manager.delete(json.loads(content)["task_id"], "default")
 
 
-def test_a_client_that_breaks_off_leaves_nothing(server: Callable[[], tuple[int, Service]]) -> None:
-    port, service = server()
+def test_a_client_that_breaks_off_leaves_nothing(server: Server) -> None:
+    port, _ = server
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.putrequest("POST", GENERATE)
     connection.putheader("Content-Type", FORM_TYPE)
@@ -223,11 +229,10 @@ def test_a_client_that_breaks_off_leaves_nothing(server: Callable[[], tuple[int,
     status = connection.getresponse().status
     connection.close()
     assert status == 400
-    assert service.files() == []
 
 
-def test_a_malformed_chunk_is_no_bug(server: Callable[[], tuple[int, Service]]) -> None:
-    port, service = server()
+def test_a_malformed_chunk_is_no_bug(server: Server) -> None:
+    port, _ = server
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.putrequest("POST", GENERATE)
     connection.putheader("Content-Type", "application/json")
@@ -235,4 +240,3 @@ def test_a_malformed_chunk_is_no_bug(server: Callable[[], tuple[int, Service]]) 
     connection.endheaders(b"zz\r\n{}\r\n0\r\n\r\n")
     assert connection.getresponse().status == 400
     connection.close()
-    assert service.files() == []
