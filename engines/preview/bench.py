@@ -2,7 +2,8 @@
 
 Each run makes the whole video of ten seconds of speech (opening, face search, listening, drawing, encoding), then
 encodes the same frames and the same sound again from memory. The best of the runs counts; process start does not. The
-exit code is 1 when a limit is missed.
+exit code is 1 when a limit is missed. The limits are for two idle cores; the processor times tell what is the engine's
+own where others are at work.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import time
 import wave
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
@@ -32,6 +34,14 @@ SIZE = "704*384"
 SECONDS = 10
 MIN_SPEED = 8.0
 MAX_RATIO = 1.7
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cost:
+    """Seconds on the wall and of all processors."""
+
+    wall: float
+    processor: float
 
 
 class _Silent(Progress):
@@ -54,7 +64,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         audio = ten_seconds(given.audio, Path(folder) / "speech.wav")
         job = Job(given.image, audio, SIZE, num_clip=9, seed=0, output_dir=Path(folder), format=given.format)
-        return _report(*_measure(job, given.runs))
+        return _report(*measure(job, given.runs))
 
 
 def ten_seconds(source: Path, target: Path) -> Path:
@@ -71,8 +81,8 @@ def ten_seconds(source: Path, target: Path) -> Path:
     return target
 
 
-def _measure(job: Job, runs: int) -> tuple[VideoPlan, float, float]:
-    """Return the plan and the best seconds of the whole job and of encoding alone."""
+def measure(job: Job, runs: int) -> tuple[VideoPlan, Cost, Cost]:
+    """Return the plan and the least cost of the whole job and of encoding alone."""
     silent = _Silent(None)
     with open_recording(job.audio) as recording:
         plan, scene = prepare(job, recording, silent, _go_on)
@@ -84,8 +94,8 @@ def _measure(job: Job, runs: int) -> tuple[VideoPlan, float, float]:
         frames = [frame for frame, _ in made]
         jobs, encodings = [], []
         for _ in range(runs):
-            jobs.append(_seconds(lambda: make_preview(job, silent, _go_on)))
-            encodings.append(_seconds(lambda: _encode(unused, job.format, plan, recording, frames)))
+            jobs.append(_cost(lambda: make_preview(job, silent, _go_on)))
+            encodings.append(_cost(lambda: _encode(unused, job.format, plan, recording, frames)))
     return plan, min(jobs), min(encodings)
 
 
@@ -96,21 +106,22 @@ def _encode(path: Path, kind: Format, plan: VideoPlan, recording: Recording, fra
         video.close()
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def _cost(work: Callable[[], object]) -> Cost:
+    wall, processor = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - started
+    return Cost(time.perf_counter() - wall, time.process_time() - processor)
 
 
 def _go_on() -> None:
     pass
 
 
-def _report(plan: VideoPlan, job: float, encoding: float) -> int:
-    speed, ratio = plan.video_seconds / job, job / encoding
+def _report(plan: VideoPlan, job: Cost, encoding: Cost) -> int:
+    speed, ratio = plan.video_seconds / job.wall, job.wall / encoding.wall
     print(f"{plan.frames} frames of {plan.width} x {plan.height}, {plan.video_seconds:.2f} s")
-    print(f"whole job      {job:6.3f} s   {speed:5.1f} x real time   (at least {MIN_SPEED:.0f})")
-    print(f"encoding alone {encoding:6.3f} s   job / encoding {ratio:4.2f}   (at most {MAX_RATIO})")
+    print(f"whole job      {job.wall:6.3f} s   {speed:5.1f} x real time   (at least {MIN_SPEED:.0f})")
+    print(f"encoding alone {encoding.wall:6.3f} s   job / encoding {ratio:4.2f}   (at most {MAX_RATIO})")
+    print(f"processor time {job.processor:6.3f} s and {encoding.processor:.3f} s")
     return 0 if speed >= MIN_SPEED and ratio <= MAX_RATIO else 1
 
 
