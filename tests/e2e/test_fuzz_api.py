@@ -26,20 +26,20 @@ POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 GENERATED: dict[tuple[str, GenerationMode], int] = {
     ("POST /api/v1/generate", POSITIVE): 40,
     ("POST /api/v1/generate", NEGATIVE): 60,
-    ("POST /api/v1/upload", POSITIVE): 20,  # each starts a decoder
-    ("POST /api/v1/upload", NEGATIVE): 40,
-    ("GET /api/v1/task/{task_id}", POSITIVE): 80,
-    ("GET /api/v1/task/{task_id}", NEGATIVE): 60,
-    ("DELETE /api/v1/task/{task_id}", POSITIVE): 30,
-    ("DELETE /api/v1/task/{task_id}", NEGATIVE): 30,
-    ("GET /api/v1/task/{task_id}/log", POSITIVE): 60,
-    ("GET /api/v1/task/{task_id}/log", NEGATIVE): 40,
-    ("GET /api/v1/tasks", POSITIVE): 80,
-    ("GET /api/v1/tasks", NEGATIVE): 60,
-    ("GET /results/{task_id}/{name}", POSITIVE): 60,
-    ("GET /results/{task_id}/{name}", NEGATIVE): 40,
+    ("POST /api/v1/upload", POSITIVE): 12,  # each starts a decoder
+    ("POST /api/v1/upload", NEGATIVE): 30,
+    ("GET /api/v1/task/{task_id}", POSITIVE): 60,
+    ("GET /api/v1/task/{task_id}", NEGATIVE): 40,
+    ("DELETE /api/v1/task/{task_id}", POSITIVE): 20,
+    ("DELETE /api/v1/task/{task_id}", NEGATIVE): 20,
+    ("GET /api/v1/task/{task_id}/log", POSITIVE): 40,
+    ("GET /api/v1/task/{task_id}/log", NEGATIVE): 30,
+    ("GET /api/v1/tasks", POSITIVE): 60,
+    ("GET /api/v1/tasks", NEGATIVE): 40,
+    ("GET /results/{task_id}/{name}", POSITIVE): 40,
+    ("GET /results/{task_id}/{name}", NEGATIVE): 30,
 }
-MANGLED = {"bodies": 250, "forms": 80, "fields": 250, "headers": 150, "addresses": 200}
+MANGLED = {"bodies": 150, "forms": 60, "fields": 150, "headers": 100, "addresses": 120}
 
 SAME_EVERY_TIME = settings(
     derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
