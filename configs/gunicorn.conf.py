@@ -30,7 +30,9 @@ loglevel = _settings.log_level.lower()
 
 def post_worker_init(worker):
     """Start scheduling where a server runs, and nowhere else: `flask --app app` commands start nothing."""
-    worker.app.wsgi().extensions["task_manager"].start()
+    parts = worker.app.wsgi().extensions
+    parts["waiting"].stop_when(lambda: not worker.alive)  # else a ?wait= would hold the shutdown up
+    parts["task_manager"].start()
 
 
 def worker_exit(server, worker):
