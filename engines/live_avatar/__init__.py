@@ -1,0 +1,1 @@
+"""Live Avatar: what the launch scripts need beside upstream's own programs."""
