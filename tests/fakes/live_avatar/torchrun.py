@@ -1,0 +1,216 @@
+"""A stand-in for torchrun: starts the ranks of one job and behaves as torch 2.x's does when they, or it, end.
+
+Every worker is a session of its own. SIGTERM or SIGINT stops the workers (SIGTERM, and SIGKILL after
+LIVE_AVATAR_FAKE_KILL_AFTER seconds, 30 as in the real one) and ends with 1; SIGKILL leaves them behind. A rank that
+fails takes the others along, and the table that says so does not hold the cause. The environment of upstream's
+programs (torch, tqdm) is the folder `site`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from types import FrameType
+from typing import TextIO
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+POLL_SECONDS = 0.02
+STDOUT, STDERR = 1, 2
+
+
+class Stopped(Exception):
+    """The signal that torchrun got."""
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("torchrun", allow_abbrev=False)
+    parser.add_argument("--standalone", action="store_true")
+    parser.add_argument("--nproc-per-node", "--nproc_per_node", type=int, default=1)
+    parser.add_argument("--nnodes", default="1:1")
+    parser.add_argument("--master-addr", "--master_addr", default="127.0.0.1")
+    parser.add_argument("--master-port", "--master_port", type=int, default=29500)
+    parser.add_argument("--max-restarts", "--max_restarts", type=int, default=0)
+    parser.add_argument("--log-dir", "--log_dir")
+    parser.add_argument("-r", "--redirects", default="0")
+    parser.add_argument("-t", "--tee", default="0")
+    parser.add_argument("training_script")
+    parser.add_argument("training_script_args", nargs=argparse.REMAINDER)
+    return parser.parse_args(argv)
+
+
+def streams(text: str, ranks: int) -> dict[int, int]:
+    """`3` or `0:1,1:3` as bits (1 stdout, 2 stderr) of each rank."""
+    if text.isdigit():
+        return dict.fromkeys(range(ranks), int(text))
+    named = dict(tuple(map(int, part.split(":"))) for part in text.split(","))
+    return {rank: named.get(rank, 0) for rank in range(ranks)}
+
+
+def listen(args: argparse.Namespace) -> socket.socket:
+    """Hold the port at which the ranks meet; a fixed one that is taken ends the job."""
+    store = socket.socket()
+    try:
+        if "port_in_use" in os.environ.get("LIVE_AVATAR_FAKE", "").split(","):
+            raise OSError
+        store.bind(("127.0.0.1", 0 if args.standalone else args.master_port))
+        store.listen()
+    except OSError:
+        print(
+            "Traceback (most recent call last):\n"
+            "torch.distributed.DistNetworkError: The server socket has failed to listen on any local network address. "
+            f"port: {args.master_port}, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    return store
+
+
+def tail(header: str, path: str, target: TextIO, done: threading.Event) -> None:
+    """Copy lines as they come; as in the real one, the reader takes a carriage return for the end of a line."""
+    with open(path, errors="replace") as file:
+        while True:
+            last = done.is_set()
+            line = file.readline()
+            if line:
+                target.write(header + line)
+                target.flush()
+            elif last:
+                return
+            else:
+                time.sleep(POLL_SECONDS)
+
+
+class Workers:
+    """The ranks of one job."""
+
+    def __init__(self, args: argparse.Namespace, port: int) -> None:
+        self.args, self.port, self.count = args, port, args.nproc_per_node
+        self.run_id = str(uuid.uuid4()) if args.standalone else "none"
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.tails: list[threading.Thread] = []
+        self.ended = threading.Event()
+        self.redirects, self.tees = streams(args.redirects, self.count), streams(args.tee, self.count)
+        self.logs = ""
+        if any((*self.redirects.values(), *self.tees.values())):
+            base = args.log_dir or tempfile.mkdtemp(prefix="torchelastic_")
+            os.makedirs(base, exist_ok=True)
+            self.logs = tempfile.mkdtemp(prefix=f"{self.run_id}_", dir=base)
+
+    def start(self) -> None:
+        for rank in range(self.count):
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, self.args.training_script, *self.args.training_script_args],
+                    env=self.environment(rank), start_new_session=True,
+                    stdout=self.output(rank, STDOUT), stderr=self.output(rank, STDERR),
+                )
+            )  # fmt: skip
+
+    def environment(self, rank: int) -> dict[str, str]:
+        own = {
+            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.count, "LOCAL_WORLD_SIZE": self.count,
+            "GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port,
+            "TORCHELASTIC_RUN_ID": f"{self.run_id}-{self.port}", "TORCHELASTIC_RESTART_COUNT": 0,
+            "PYTHONPATH": os.path.join(HERE, "site"),
+        }  # fmt: skip
+        threads = {"OMP_NUM_THREADS": "1"} if self.count > 1 else {}
+        return {**threads, **os.environ, **{name: str(value) for name, value in own.items()}}
+
+    def output(self, rank: int, stream: int) -> TextIO | None:
+        if not (self.redirects[rank] | self.tees[rank]) & stream:
+            return None
+        folder = os.path.join(self.logs, "attempt_0", str(rank))
+        os.makedirs(folder, exist_ok=True)
+        path = os.path.join(folder, "stdout.log" if stream == STDOUT else "stderr.log")
+        file = open(path, "w")  # noqa: SIM115 - the worker's for as long as it lives
+        if self.tees[rank] & stream:
+            target = sys.stdout if stream == STDOUT else sys.stderr
+            thread = threading.Thread(target=tail, args=(f"[default{rank}]:", path, target, self.ended), daemon=True)
+            thread.start()
+            self.tails.append(thread)
+        return file
+
+    def wait(self) -> int | None:
+        """Return the rank that failed first, or None when all ended well."""
+        while True:
+            statuses = [process.poll() for process in self.processes]
+            for rank, status in enumerate(statuses):
+                if status:
+                    return rank
+            if all(status == 0 for status in statuses):
+                return None
+            time.sleep(POLL_SECONDS)
+
+    def stop(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.terminate()
+        until = time.monotonic() + float(os.environ.get("LIVE_AVATAR_FAKE_KILL_AFTER", "30"))
+        while any(process.poll() is None for process in self.processes) and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+    def close(self) -> None:
+        self.ended.set()
+        for thread in self.tails:
+            thread.join()
+
+
+def tell_failure(script: str, rank: int, process: subprocess.Popen[bytes]) -> None:
+    line, rule = "=" * 60, "-" * 60
+    print(
+        f"E1122 12:00:00.000000 1 torch/distributed/elastic/multiprocessing/api.py:874] failed (exitcode: "
+        f"{process.returncode}) local_rank: {rank} (pid: {process.pid}) of binary: {sys.executable}\n"
+        "Traceback (most recent call last):\n"
+        f"torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n{line}\n{script} FAILED\n{rule}\n"
+        f"Failures:\n  <NO_OTHER_FAILURES>\n{rule}\nRoot Cause (first observed failure):\n[0]:\n"
+        f"  rank      : {rank} (local_rank: {rank})\n  exitcode  : {process.returncode} (pid: {process.pid})\n"
+        "  error_file: <N/A>\n  traceback : To enable traceback see: "
+        f"https://pytorch.org/docs/stable/elastic/errors.html\n{line}",
+        file=sys.stderr,
+    )
+
+
+def raise_stopped(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+def main() -> int:
+    args = parse(sys.argv[1:])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, raise_stopped)
+    with listen(args) as store:
+        workers = Workers(args, store.getsockname()[1])
+        try:
+            workers.start()
+            failed = workers.wait()
+        except Stopped as stopped:
+            print(f"W1122 Received {stopped} death signal, shutting down workers", file=sys.stderr)
+            workers.stop()
+            workers.close()
+            print(
+                "torch.distributed.elastic.multiprocessing.api.SignalException: "
+                f"Process {os.getpid()} got signal: {stopped}", file=sys.stderr,
+            )  # fmt: skip
+            return 1
+        if failed is not None:
+            workers.stop()
+        workers.close()
+        if failed is not None:
+            tell_failure(args.training_script, failed, workers.processes[failed])
+        return 0 if failed is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
