@@ -62,6 +62,12 @@ class SlotSettings(_Section):
     cpu: int = Field(1, ge=0)
 
 
+class GpuSettings(_Section):
+    policy: Literal["latency", "throughput"] = "latency"
+    patience_seconds: float = Field(600.0, ge=0)
+    release_seconds: float = Field(60.0, gt=0)
+
+
 class EngineSettings(_Section):
     table: Path = Path("configs/engines.yaml")
     allow_fallback: bool = True
@@ -108,6 +114,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     queue: QueueSettings = QueueSettings()
     slots: SlotSettings = SlotSettings()
+    gpus: GpuSettings = GpuSettings()
     engines: EngineSettings = EngineSettings()
     inputs: InputSettings = InputSettings()
     http: HttpSettings = HttpSettings()

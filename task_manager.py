@@ -12,30 +12,32 @@ import json
 import logging
 import os
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
 
 from config_loader import Settings, engine_environment
+from tasks.admission import Admission
 from tasks.estimate import Work, expected_work, queue_wait
+from tasks.fit import Portrait
 from tasks.folders import Folders
+from tasks.hardware import Hardware
 from tasks.launch import Launcher
 from tasks.model import Event, LostRace, OutputFormat, Params, Phase, Priority, Status, Task
 from tasks.placement import Host
-from tasks.profile import Engine, EngineTable, Profile
+from tasks.profile import EngineTable
 from tasks.scheduler import LOCK_NAME, Scheduler
 from tasks.spawner import ROOT
 from tasks.spec import LOG_FILE
 from tasks.store import Backlog, IdempotencyKey, Store, utc_now
 from tasks.wake import ring
 from utils.file_handler import StorageFull, link_or_copy, remove_tree
-from utils.gpu import Gpu, probe
+from utils.gpu import Gpu, GpuProbe
 from utils.media import AudioFacts, ImageFacts
 from utils.plan import VideoPlan, plan_video
 from utils.process import try_lock
@@ -44,18 +46,6 @@ log = logging.getLogger("manager")
 
 _ORPHAN_SECONDS = 3600.0
 _RACES = 20
-
-
-class UnknownEngine(Exception):
-    """No engine of this name is configured."""
-
-    def __init__(self, engine: str, known: Sequence[str]) -> None:
-        super().__init__(f"no engine of this name; there are: {', '.join(['auto', *known])}")
-        self.engine = engine
-
-
-class NoHardware(Exception):
-    """No configured hardware can ever run the request; the text says what would fit."""
 
 
 class TaskUnknown(Exception):
@@ -147,8 +137,13 @@ class TaskManager:
         self.folders.make()
         self.store = Store(settings.database_url, settings.data_dir)
         self._settings, self._table = settings, table
+        self._environment = engine_environment(settings)
+        self._hardware = Hardware(GpuProbe(), self._environment.get("CUDA_VISIBLE_DEVICES"))
+        self._admission = Admission(
+            table=table, root=ROOT, home=settings.live_avatar_home, cpu_slots=settings.slots.cpu,
+            allow_fallback=settings.engines.allow_fallback, policy=settings.gpus.policy, cards=self._hardware.cards,
+        )  # fmt: skip
         self._scheduler: Scheduler | None = None
-        self._gpus: tuple[Gpu, ...] = ()
 
     # --- the scheduler -------------------------------------------------------------------------------------------
 
@@ -156,35 +151,40 @@ class TaskManager:
         """Start this process's scheduler thread; of all processes on the host one at a time schedules."""
         runner = self._settings.runner
         launcher = Launcher(
-            self.folders, engine_environment(self._settings), self._settings.database_url, runner.heartbeat_seconds,
+            self.folders, self._environment, self._settings.database_url, runner.heartbeat_seconds,
             runner.poll_seconds,
         )  # fmt: skip
         self._scheduler = Scheduler(
-            self.store, launcher, self._table, Host(self._settings.slots.cpu), max_attempts=runner.max_attempts,
+            self.store, launcher, self._table, self._host, max_attempts=runner.max_attempts,
             work_of=self._work_of, chores=self._chores,
         )  # fmt: skip
         self._scheduler.start()
-        threading.Thread(target=self._probe_gpus, name="gpu-probe", daemon=True).start()
+        self._hardware.probe.start()
 
     def stop(self) -> None:
         """Stop scheduling; runners go on, and the next scheduler adopts them."""
         if self._scheduler is not None:
             self._scheduler.stop()
+            self._hardware.probe.stop()
+
+    def _host(self, with_gpus: bool) -> Host:
+        gpus = self._settings.gpus
+        cards = tuple(self._hardware.free_cards()) if with_gpus else ()
+        return Host(self._settings.slots.cpu, cards, gpus.policy, timedelta(seconds=gpus.patience_seconds))
 
     # --- accepting -----------------------------------------------------------------------------------------------
 
     def check_engine(self, name: str) -> None:
         """Raise UnknownEngine or NoHardware when no task could be submitted for this engine."""
-        self._route(name)
+        self._admission.check(name)
 
     def submit(self, submission: Submission, answer: Callable[[TaskView], str]) -> TaskView:
         """Accept a task: its inputs on disk, its row, its idempotency key with `answer`'s text, and a ring.
 
         Raises UnknownEngine, NoHardware, StorageFull; QueueFull, AlreadyAccepted and KeyReused of tasks.store.
         """
-        engine, profile = self._route(submission.engine)
         key = self._key(submission)
-        draft = self._draft(submission, engine, profile)
+        draft = self._draft(submission)
         with self._inputs(draft.id, submission):
             task, position = self.store.add(
                 lambda ahead, now: self._accepted(draft, ahead, now),
@@ -202,25 +202,7 @@ class TaskManager:
         self.store.check_key(submission.tenant, key)  # a retry is answered without copying its files
         return key
 
-    def _route(self, name: str) -> tuple[Engine, Profile]:
-        known = [engine.name for engine in self._table.engines]
-        if name != "auto" and name not in known:
-            raise UnknownEngine(name, known)
-        fallback = self._settings.engines.allow_fallback
-        for engine in self._table.engines:
-            wanted = engine.name == name or (name == "auto" and (fallback or not engine.fallback))
-            if wanted and engine.profiles and not self._why_not(engine):
-                return engine, engine.profiles[0]
-        raise NoHardware("no configured engine can run on this machine; GET /api/v1/health tells why for each")
-
-    def _why_not(self, engine: Engine) -> str:
-        """Return why an engine cannot run here, or an empty text."""
-        if self._settings.slots.cpu < 1:
-            return "no CPU slots are configured (slots.cpu)"
-        missing = [profile.script for profile in engine.profiles if not (ROOT / profile.script).is_file()]
-        return f"its script is missing: {Path(missing[0]).name}" if missing else ""
-
-    def _draft(self, submission: Submission, engine: Engine, profile: Profile) -> Task:
+    def _draft(self, submission: Submission) -> Task:
         """Return the task as far as it is known before its turn in the queue is."""
         now = utc_now()
         params = Params(
@@ -229,13 +211,17 @@ class TaskManager:
             seed=secrets.randbelow(2**32) if submission.seed is None else submission.seed,
             enable_online_decode=submission.enable_online_decode,
         )  # fmt: skip
+        portrait = _portrait(submission)
+        route = self._admission.route(submission.engine, params, portrait)
+        fit = route.fit
         draft = Task(
             id=f"gen_{now:%Y%m%d}_{secrets.token_hex(8)}", seq=0, tenant=submission.tenant, status=Status.QUEUED,
-            version=1, attempt=0, cancel_requested=False, priority=submission.priority, engine=engine.name,
-            profile=profile.name, params=params, plan=_plan(submission), adjustments=(), notes=engine.notes,
+            version=1, attempt=0, cancel_requested=False, priority=submission.priority, engine=route.engine.name,
+            profile=fit.profile.name, params=fit.params, plan=_plan(submission, fit.params.size),
+            adjustments=fit.adjustments, notes=route.notes,
             metadata=submission.metadata, submit_time=now, updated_at=now, start_time=None, finish_time=None,
             work_seconds=0.0, estimated_seconds=0.0, phase=Phase.QUEUED, progress=0.0, eta_seconds=None, slot=None,
-            runner=None, heartbeat_at=None, failure=None, result=None,
+            gpus=(), runner=None, heartbeat_at=None, failure=None, result=None,
         )  # fmt: skip
         return replace(draft, work_seconds=self._work_of(draft).total)
 
@@ -301,14 +287,16 @@ class TaskManager:
     def health(self) -> Health:
         """Return what this host can do now."""
         counts = self.store.counts()
-        reasons = {engine.name: self._why_not(engine) for engine in self._table.engines}
+        reasons = {engine.name: self._admission.why_not(engine) for engine in self._table.engines}
         engines = tuple(
             EngineState(e.name, e.title, not reasons[e.name], reasons[e.name], tuple(p.name for p in e.profiles))
             for e in self._table.engines
         )
         against = [] if any(engine.available for engine in engines) else ["no engine can run on this machine"]
         against += [] if self._is_scheduled() else ["no process schedules tasks at present"]
-        return Health(engines, counts[Status.QUEUED], counts[Status.PROCESSING], False, self._gpus, tuple(against))
+        return Health(
+            engines, counts[Status.QUEUED], counts[Status.PROCESSING], False, self._hardware.gpus(), tuple(against)
+        )
 
     def _is_scheduled(self) -> bool:
         lock = try_lock(self.folders.data / LOCK_NAME)
@@ -357,16 +345,20 @@ class TaskManager:
             if _age(path) > _ORPHAN_SECONDS:
                 remove_tree(path)
 
-    def _probe_gpus(self) -> None:
-        self._gpus = probe()
+
+def _portrait(submission: Submission) -> Portrait:
+    image = submission.image.facts
+    if not isinstance(image, ImageFacts):
+        raise TypeError("the image must be an image")
+    return Portrait(image.width, image.height)
 
 
-def _plan(submission: Submission) -> VideoPlan:
-    image, audio = submission.image.facts, submission.audio.facts
-    if not isinstance(image, ImageFacts) or not isinstance(audio, AudioFacts):
-        raise TypeError("the image must be an image and the audio a recording")
+def _plan(submission: Submission, size: str) -> VideoPlan:
+    image, audio = _portrait(submission), submission.audio.facts
+    if not isinstance(audio, AudioFacts):
+        raise TypeError("the audio must be a recording")
     return plan_video(
-        size=submission.size, num_clip=submission.num_clip, image_width=image.width, image_height=image.height,
+        size=size, num_clip=submission.num_clip, image_width=image.width, image_height=image.height,
         audio_seconds=audio.seconds,
     )  # fmt: skip
 

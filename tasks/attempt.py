@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
@@ -24,13 +25,30 @@ from sqlalchemy.exc import DBAPIError
 from tasks.engine_process import EngineProcess, Progress
 from tasks.estimate import Learned, Work, lesson, pace
 from tasks.finish import Abandoned, Ending, Unusable, publish
-from tasks.model import ErrorCode, Event, Facts, Failure, LostRace, Note, Phase, RunnerId, Status
+from tasks.fit import Portrait, plan_at
+from tasks.model import (
+    OOM_REASON,
+    Adjustment,
+    ErrorCode,
+    Event,
+    Facts,
+    Failure,
+    LostRace,
+    Lowered,
+    Note,
+    Phase,
+    RunnerId,
+    Status,
+)
+from tasks.progress import LogFollower
 from tasks.spawner import ROOT
 from tasks.spec import LOG_FILE, AttemptSpec
 from tasks.store import Store
 from tasks.verdict import Stopped, judge_exit, redact
 from tasks.wake import ring
 from utils.file_handler import remove_tree
+from utils.media import ImageFacts, read_facts
+from utils.plan import SIZES
 from utils.process import boot_id, kill_all, start_time
 
 log = logging.getLogger("runner")
@@ -53,7 +71,13 @@ class Attempt:
     """
 
     def __init__(
-        self, spec: AttemptSpec, url: str, engine: EngineProcess | None, problem: str, slot: int | None, began: float
+        self,
+        spec: AttemptSpec,
+        url: str,
+        engine: EngineProcess | None,
+        problem: str,
+        slot: list[int] | None,
+        began: float,
     ) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         self.spec, self.engine, self.problem, self.slot = spec, engine, problem, slot
@@ -62,6 +86,7 @@ class Attempt:
         self.work = Work(spec.expected_load, spec.expected_generate)
         self.began = self.phase_began = self.sign_of_life = began
         self.phase, self.fraction, self.loaded = Phase.PREPARING, 0.0, None if engine else 0.0
+        self.follower = LogFollower(self.folder, self.folder / LOG_FILE, spec.progress, spec.plan.clips)
         self.notes: list[Note] = []
         self.log_size = 0
         self.changed, self.urgent = True, True
@@ -106,10 +131,10 @@ class Attempt:
 
     def _listen(self, engine: EngineProcess) -> None:
         """Take in what the engine said; any byte of progress or log is a sign of life."""
-        said = engine.read()
+        said = [*engine.read(), *self.follower.read()]
         if engine.closed and engine.channel in self.selector.get_map():
             self.selector.unregister(engine.channel)
-        size = engine.log_bytes()
+        size = engine.log_bytes() + self.follower.bytes_read
         if said or size != self.log_size:
             self.sign_of_life, self.log_size = time.monotonic(), size
         for word in said:
@@ -209,8 +234,22 @@ class Attempt:
         limit = limits.get(self.stopped, 0.0) if self.stopped else 0.0
         failure = judge_exit(status, self.stopped, limit, tail)
         if failure is not None:
-            return Ending(Event.FAIL, Facts(failure=failure))
+            return self._smaller(failure) or Ending(Event.FAIL, Facts(failure=failure))
         return self._publish(tail, time.monotonic())
+
+    def _smaller(self, failure: Failure) -> Ending | None:
+        """Return the retry, at the next smaller size, of an attempt that ran out of GPU memory: once, and told."""
+        params = self.spec.params
+        sizes = [size for size in self.spec.oom_sizes if SIZES[size] < SIZES[params.size]]
+        if failure.code is not ErrorCode.OOM or self.spec.adjusted or not sizes:
+            return None
+        image = read_facts(self.folder.parent.parent / "inputs" / "image.png", "image")
+        if not isinstance(image, ImageFacts):
+            raise TypeError("the task's image is no image")
+        plan = plan_at(self.spec.plan, sizes[0], Portrait(image.width, image.height))
+        log.warning("out of GPU memory at %s, trying %s", params.size, sizes[0])
+        told = Adjustment("size", params.size, sizes[0], OOM_REASON)
+        return Ending(Event.REQUEUE, Facts(lowered=Lowered(replace(params, size=sizes[0]), plan, told)))
 
     def _publish(self, tail: str, ended: float) -> Ending | None:
         """Verify and publish in a thread, while this one keeps looking at the row."""
@@ -242,7 +281,7 @@ class Attempt:
         total = ended - self.began
         load = total if self.loaded is None else self.loaded
         spec = self.spec
-        return lesson(spec.profile, spec.estimate, spec.plan, spec.sample_steps, load, total - load)
+        return lesson(spec.profile, spec.estimate, spec.plan, spec.params.sample_steps, load, total - load)
 
     def _cannot_start(self) -> Failure:
         return Failure(ErrorCode.ENGINE_FAILED, self.problem)
@@ -252,8 +291,8 @@ class Attempt:
         ending = self._redacted(ending)
         with suppress(OSError):  # a full disk: then the row alone has to do
             ending.save(self.folder)
-        if self.slot is not None:
-            os.close(self.slot)  # before the row says so: the next runner shall not wait for this process to leave
+        for lock in self.slot or ():
+            os.close(lock)  # before the row says so: the next runner shall not wait for this process to leave
         for pause in self._pauses():
             try:
                 task = self.store.finish(

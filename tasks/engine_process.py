@@ -38,7 +38,9 @@ class EngineProcess:
     that thread ends.
     """
 
-    def __init__(self, argv: Sequence[str], folder: Path, log: Path, environ: Mapping[str, str], inherit: int) -> None:
+    def __init__(
+        self, argv: Sequence[str], folder: Path, log: Path, environ: Mapping[str, str], inherit: Sequence[int]
+    ) -> None:
         self.log = log
         read_end, write_end = os.pipe2(os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
         os.set_blocking(read_end, False)
@@ -49,7 +51,7 @@ class EngineProcess:
         try:
             self._process = subprocess.Popen(
                 list(argv), cwd=folder, env={**environ, "AVATAR_PROGRESS_FD": str(write_end)},
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(write_end, inherit),
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(write_end, *inherit),
                 start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         finally:

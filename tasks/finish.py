@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks.estimate import Learned
-from tasks.model import ErrorCode, Event, Facts, Failure, OutputFormat, Result, Video
+from tasks.model import Adjustment, ErrorCode, Event, Facts, Failure, Lowered, OutputFormat, Params, Result, Video
 from tasks.spec import FINISH_FILE, OUTPUT_FOLDER, AttemptSpec
 from tasks.verdict import Output, excerpt_of, judge_output
 from utils.file_handler import write_atomic
+from utils.plan import VideoPlan
 from utils.video import VideoError, VideoFacts, inspect_video, is_faststart, to_faststart, to_webm, write_poster
 
 POSTER_NAME = "poster.jpg"
@@ -55,10 +56,10 @@ def _publish(spec: AttemptSpec, log_tail: str, should_stop: Callable[[], bool]) 
     staging = Path(spec.folder) / "publish"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    video = staging / f"video.{spec.output_format}"
+    video = staging / f"video.{spec.params.output_format}"
     _bring_into_form(made, facts, video, should_stop)
     write_poster(video, staging / POSTER_NAME)
-    final = facts if facts.container == spec.output_format else inspect_video(video)
+    final = facts if facts.container == spec.params.output_format else inspect_video(video)
     described = _describe(video, final)
     if should_stop():
         raise Abandoned
@@ -150,8 +151,14 @@ class Ending:
 
 
 def _facts(raw: dict[str, Any]) -> Facts:
-    failure, result = raw["failure"], raw["result"]
+    failure, result, lowered = raw["failure"], raw["result"], raw["lowered"]
     return Facts(
         failure=Failure(**{**failure, "code": ErrorCode(failure["code"])}) if failure else None,
         result=Result(**{**result, "video": Video(**result["video"])}) if result else None,
+        lowered=_lowered(lowered) if lowered else None,
     )
+
+
+def _lowered(raw: dict[str, Any]) -> Lowered:
+    params = {**raw["params"], "output_format": OutputFormat(raw["params"]["output_format"])}
+    return Lowered(Params(**params), VideoPlan(**raw["plan"]), Adjustment(**raw["adjustment"]))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tasks.estimate import Work
 from tasks.folders import Folders
-from tasks.model import Task
-from tasks.profile import Profile
+from tasks.model import OOM_REASON, Task
+from tasks.placement import Placement
 from tasks.spawner import ROOT, Spawner
 from tasks.spec import DATABASE_VARIABLE, LOCK_FILE, OUTPUT_FOLDER, AttemptSpec
 from utils.process import try_lock
@@ -38,12 +38,17 @@ class Launcher:
         (folder / OUTPUT_FOLDER).mkdir(parents=True, exist_ok=True)
         return try_lock(folder / LOCK_FILE)
 
-    def spawn(self, task: Task, profile: Profile, work: Work, lock: int) -> int:
+    def spawn(self, task: Task, placement: Placement, work: Work, lock: int) -> int:
         """Start the runner of a claimed task and return its pid. It keeps running whatever happens to this process."""
-        spec = self._spec(task, profile, work)
+        profile = placement.profile
+        spec = self._spec(task, placement, work)
         spec.save()
+        # By UUID: indices mean other cards where CUDA_VISIBLE_DEVICES was set before.
+        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(placement.gpus)} if placement.gpus else {}
         own = {DATABASE_VARIABLE: self.database_url, "AVATAR_PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"}
-        return self.spawner.spawn(Path(spec.folder), {**self.environment, **profile.env, **own, **spec.marks}, lock)
+        return self.spawner.spawn(
+            Path(spec.folder), {**self.environment, **profile.env, **own, **gpus, **spec.marks}, lock
+        )
 
     def lives(self, task: Task) -> bool:
         """Say whether any process still holds the task's present attempt."""
@@ -56,22 +61,25 @@ class Launcher:
         os.close(lock)
         return False
 
-    def _spec(self, task: Task, profile: Profile, work: Work) -> AttemptSpec:
-        folder = self.folders.attempt(task.id, task.attempt)
-        slot = self.folders.slots / f"{task.slot}.lock"
+    def _spec(self, task: Task, placement: Placement, work: Work) -> AttemptSpec:
+        folder, profile = self.folders.attempt(task.id, task.attempt), placement.profile
         return AttemptSpec(
             task_id=task.id,
             attempt=task.attempt,
-            argv=self._argv(task, profile, folder),
+            argv=self._argv(task, placement, folder),
             folder=str(folder),
             results=str(self.folders.result(task.id, task.attempt)),
-            slot_lock=str(slot),
+            slot_locks=[
+                str(self.folders.slots / f"{name}.lock") for name in sorted(placement.gpus or [placement.slot])
+            ],
             lock_folder=str(self.folders.data),
             wake=str(self.folders.wake),
             profile=f"{task.engine}/{profile.name}",
             plan=task.plan,
-            sample_steps=task.params.sample_steps,
-            output_format=task.params.output_format,
+            params=task.params,
+            adjusted=any(adjustment.reason == OOM_REASON for adjustment in task.adjustments),
+            oom_sizes=list(profile.oom_sizes),
+            progress=profile.progress,
             extra_frames=profile.extra_frames,
             estimate=profile.estimate,
             expected_load=work.load,
@@ -83,9 +91,9 @@ class Launcher:
             poll_seconds=self.poll_seconds,
         )
 
-    def _argv(self, task: Task, profile: Profile, folder: Path) -> list[str]:
+    def _argv(self, task: Task, placement: Placement, folder: Path) -> list[str]:
         """The engine contract's arguments: one element each, `--name=value`, so that a prompt is never a flag."""
-        params, inputs = task.params, self.folders.inputs(task.id)
+        params, inputs, profile = task.params, self.folders.inputs(task.id), placement.profile
         argv = [
             str(ROOT / profile.script),
             f"--prompt={params.prompt}",
@@ -101,4 +109,4 @@ class Launcher:
             argv.append("--enable_online_decode")
         if params.output_format in profile.output_formats:
             argv.append(f"--output_format={params.output_format}")
-        return argv + list(profile.args)
+        return [*argv, *profile.args, *(placement.build.args if placement.build else ())]

@@ -85,6 +85,10 @@ class ErrorCode(StrEnum):
     INTERRUPTED = "interrupted"
 
 
+OOM_REASON = "the GPU ran out of memory at the larger size"
+"""The reason of the adjustment that a retry after running out of memory makes; there is one such retry."""
+
+
 class IllegalTransition(Exception):
     """An event happened to a task whose status has no such exit."""
 
@@ -104,6 +108,14 @@ class Params:
     output_format: OutputFormat
     seed: int
     enable_online_decode: bool
+
+    @staticmethod
+    def smallest() -> Params:
+        """Return the request that needs least of any hardware."""
+        return Params(
+            prompt="-", size="384*256", num_clip=1, sample_steps=1, output_format=OutputFormat.MP4, seed=0,
+            enable_online_decode=False,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +209,21 @@ class Task:
     eta_seconds: float | None
     """Expected seconds from `updated_at` to the end; None while queued (then it follows from the queue)."""
     slot: str | None
+    gpus: tuple[str, ...]
+    """UUIDs of the GPUs that an attempt holds; none once it ended, and none for a CPU slot."""
     runner: RunnerId | None
     heartbeat_at: datetime | None
     failure: Failure | None
     result: Result | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """What the next attempt gets after the last one ran out of memory."""
+
+    params: Params
+    plan: VideoPlan
+    adjustment: Adjustment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +232,8 @@ class Facts:
 
     slot: str | None = None
     profile: str | None = None
+    gpus: tuple[str, ...] = ()
+    lowered: Lowered | None = None
     failure: Failure | None = None
     result: Result | None = None
     notes: tuple[Note, ...] = field(default_factory=tuple)
@@ -232,15 +257,20 @@ def _to_processing(task: Task, now: datetime, facts: Facts) -> Task:
         raise ValueError("a claim needs a slot and a profile")
     return replace(
         task, attempt=task.attempt + 1, start_time=now, phase=Phase.PREPARING, progress=0.0, heartbeat_at=now,
-        slot=facts.slot, profile=facts.profile, eta_seconds=task.work_seconds, runner=None,
+        slot=facts.slot, profile=facts.profile, gpus=facts.gpus, eta_seconds=task.work_seconds, runner=None,
     )  # fmt: skip
 
 
 def _to_queued(task: Task, now: datetime, facts: Facts) -> Task:
-    return replace(
-        task, phase=Phase.QUEUED, progress=0.0, start_time=None, eta_seconds=None, slot=None, runner=None,
+    waiting = replace(
+        task, phase=Phase.QUEUED, progress=0.0, start_time=None, eta_seconds=None, slot=None, gpus=(), runner=None,
         heartbeat_at=None,
     )  # fmt: skip
+    if facts.lowered is None:
+        return waiting
+    lowered = facts.lowered
+    told = (*task.adjustments, lowered.adjustment)
+    return replace(waiting, params=lowered.params, plan=lowered.plan, adjustments=told)
 
 
 def _to_completed(task: Task, now: datetime, facts: Facts) -> Task:
@@ -260,7 +290,7 @@ def _to_cancelled(task: Task, now: datetime, facts: Facts) -> Task:
 
 
 def _ended(task: Task, now: datetime) -> Task:
-    return replace(task, phase=Phase.DONE, finish_time=now, eta_seconds=None, slot=None, heartbeat_at=None)
+    return replace(task, phase=Phase.DONE, finish_time=now, eta_seconds=None, slot=None, gpus=(), heartbeat_at=None)
 
 
 _ARRIVALS = {

@@ -1,15 +1,17 @@
 """The table of engines as values: which script makes a video on which hardware, and what it is known to cost.
 
 `configs/engines.yaml` is its file form; config_loader reads and checks it. An engine has profiles in order of
-preference, and a profile is one row: needs, script, and what the runner must know to judge and stop it.
+preference, and a profile is one row: needs, script, and what the runner must know to follow, judge and stop it.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from tasks.model import Note, OutputFormat
+from tasks.model import Note, OutputFormat, Phase
+from utils.plan import SIZES
 
 _STRICT = {"extra": "forbid"}
 
@@ -28,13 +30,54 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """How a profile runs on GPUs of at least `capability`, with what memory on each of them.
+
+    `base_gib` is needed whatever the size, `gib_per_megapixel` for each 10^6 pixels of the video. `margin` is the share
+    of the free memory that must stay free.
+    """
+
+    __pydantic_config__: ClassVar = _STRICT
+    capability: float = 0.0
+    args: tuple[str, ...] = ()
+    base_gib: float
+    gib_per_megapixel: float = 0.0
+    margin: float = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patterns:
+    """How to read progress from an engine that does not speak the contract's lines.
+
+    `files` are globs below the attempt's folder (none: the engine's log). A line that matches `phases[p]` begins phase
+    p; one that matches `step` and ends in a newline, not in a carriage return, is one more finished step of
+    `generating`, of which each clip has `steps_per_clip`.
+    """
+
+    __pydantic_config__: ClassVar = _STRICT
+    files: tuple[str, ...] = ()
+    phases: dict[Phase, str] = field(default_factory=dict)
+    step: str = ""
+    steps_per_clip: int = 1
+
+    def __post_init__(self) -> None:
+        for pattern in (*self.phases.values(), self.step):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """One way to run an engine.
 
     `script` is relative to the project root (or absolute) and obeys scripts/README.md; `args` follow the contract's
     own arguments. `output_formats` are what the script can write by itself when told `--output_format`; for any other
     format it makes an mp4 and the runner transcodes. `extra_frames` is by how many frames the video may pass the plan.
-    Timeouts in seconds; 0 means none.
+    `gpus` 0 is a CPU slot; else `builds` tell what each GPU must have, the first whose capability all GPUs reach.
+    `steps` is forced, `max_steps` and `max_size` cap; where memory is short a request's size may fall to one of
+    `fall_to`, and after running out of memory to the next smaller of `oom_sizes`. Timeouts in seconds; 0 means none.
     """
 
     __pydantic_config__: ClassVar = _STRICT
@@ -42,12 +85,31 @@ class Profile:
     script: str
     args: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
+    gpus: int = 0
+    builds: tuple[Build, ...] = ()
+    steps: int | None = None
+    steps_reason: str = "this hardware runs a fixed number of steps"
+    max_steps: int | None = None
+    online_decode: bool = True
+    max_size: str = ""
+    fall_to: tuple[str, ...] = ()
+    oom_sizes: tuple[str, ...] = ()
+    experimental: bool = False
     output_formats: tuple[OutputFormat, ...] = ()
     extra_frames: int = 0
     grace_seconds: float = 10.0
     run_timeout_seconds: float = 0.0
     silence_timeout_seconds: float = 0.0
     estimate: Estimate = field(default_factory=Estimate)
+    progress: Patterns = field(default_factory=Patterns)
+
+    def __post_init__(self) -> None:
+        if bool(self.gpus) != bool(self.builds):
+            raise ValueError("builds are for profiles with gpus, and every one of those needs some")
+        unknown = [size for size in (*self.fall_to, *self.oom_sizes) if size not in SIZES]
+        unknown += [self.max_size] if self.max_size not in ("", *SIZES) else []
+        if unknown:
+            raise ValueError(f"no such size: {', '.join(unknown)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +123,8 @@ class Engine:
     enabled: bool = True
     fallback: bool = False
     """A stand-in that `engine: auto` may use only where the settings allow a fallback."""
+    weights: tuple[str, ...] = ()
+    """Files and folders below the engine's home that must exist and not be empty."""
     notes: tuple[Note, ...] = ()
 
 

@@ -24,7 +24,7 @@ def run(folder: Path) -> int:
     name_process("avatar-runner")
     become_subreaper()
     spec = AttemptSpec.load(folder)
-    slot = _take_slot(Path(spec.slot_lock))
+    slot = _take_slots([Path(path) for path in spec.slot_locks])
     began = time.monotonic()
     engine, problem = None, "the slot is still held by a process of an earlier task"
     if slot is not None:
@@ -32,7 +32,7 @@ def run(folder: Path) -> int:
     return Attempt(spec, os.environ[DATABASE_VARIABLE], engine, problem, slot, began).run()
 
 
-def _start(spec: AttemptSpec, folder: Path, slot: int) -> tuple[EngineProcess | None, str]:
+def _start(spec: AttemptSpec, folder: Path, slot: list[int]) -> tuple[EngineProcess | None, str]:
     environ = {name: value for name, value in os.environ.items() if name != DATABASE_VARIABLE}
     try:
         return EngineProcess(spec.argv, folder, folder / LOG_FILE, environ, slot), ""
@@ -40,9 +40,17 @@ def _start(spec: AttemptSpec, folder: Path, slot: int) -> tuple[EngineProcess | 
         return None, f"the engine's script cannot be started: {error.strerror}"
 
 
-def _take_slot(path: Path) -> int | None:
-    """Wait until no process holds the slot: its last user may still be on the way out."""
+def _take_slots(paths: list[Path]) -> list[int] | None:
+    """Wait until no process holds the slot, or any of its GPUs: their last user may still be on the way out.
+
+    The paths are in one order for all runners, so that two of them never wait for each other.
+    """
     deadline = time.monotonic() + _SLOT_SECONDS
-    while (lock := try_lock(path)) is None and time.monotonic() < deadline:
-        time.sleep(0.02)  # flock has no wait with a deadline
-    return lock
+    locks: list[int] = []
+    for path in paths:
+        while (lock := try_lock(path)) is None:
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(0.02)  # flock has no wait with a deadline
+        locks.append(lock)
+    return locks

@@ -19,8 +19,8 @@ from tasks.finish import Ending
 from tasks.launch import Launcher
 from tasks.model import ErrorCode, Event, Facts, Failure, LostRace, Task
 from tasks.placement import Host, Placement, choose
-from tasks.profile import EngineTable, Profile
-from tasks.store import Store
+from tasks.profile import EngineTable
+from tasks.store import Store, utc_now
 from tasks.wake import Bell, ring
 from utils.process import kill_all, start_time, try_lock, watch
 
@@ -38,15 +38,19 @@ _AHEAD = 200
 
 
 class Scheduler:
-    """Places queued tasks and reaps attempts whose runner died. `work_of` gives a task's expected work, `chores` is
-    called every few minutes by the process that schedules."""
+    """Places queued tasks and reaps attempts whose runner died.
+
+    `host` tells what there is now, with its GPUs looked at anew where that is asked for, `work_of` a task's
+    expected work; `chores` is called every few minutes by the
+    process that schedules.
+    """
 
     def __init__(
         self,
         store: Store,
         launcher: Launcher,
         table: EngineTable,
-        host: Host,
+        host: Callable[[bool], Host],
         *,
         max_attempts: int,
         work_of: Callable[[Task], Work],
@@ -114,23 +118,23 @@ class Scheduler:
     # --- giving slots --------------------------------------------------------------------------------------------
 
     def _place(self) -> None:
-        queued = [task for task in self._store.queued(_AHEAD) if self._profile(task)]
+        queued = [task for task in self._store.queued(_AHEAD) if self._known(task)]
         if not queued:
             return
-        for placement in choose(queued, self._store.processing(), self._host):
+        for placement in choose(
+            queued, self._store.processing(), self._host(self._want_gpus(queued)), self._table, utc_now()
+        ):
             self._launch(placement)
 
     def _launch(self, placement: Placement) -> None:
-        task, profile = placement.task, self._profile(placement.task)
-        if profile is None:
-            return
+        task = placement.task
         lock = self._launcher.reserve(task.id, task.attempt + 1)
         if lock is None:
             log.error("attempt %d of task %s is already held by a process", task.attempt + 1, task.id)
             return
         try:
-            claimed = self._store.happen(task, Event.CLAIM, Facts(slot=placement.slot, profile=profile.name))
-            pid = self._launcher.spawn(claimed, profile, self._work_of(claimed), lock)
+            claimed = self._store.happen(task, Event.CLAIM, self._claim(placement))
+            pid = self._launcher.spawn(claimed, placement, self._work_of(claimed), lock)
         except LostRace:
             log.info("task %s changed before it could start", task.id)
             return
@@ -138,12 +142,20 @@ class Scheduler:
             os.close(lock)
         self._watch(claimed, pid)
 
-    def _profile(self, task: Task) -> Profile | None:
+    def _want_gpus(self, queued: list[Task]) -> bool:
+        engines = (self._table.engine(name) for name in {task.engine for task in queued})
+        return any(profile.gpus for engine in engines if engine for profile in engine.profiles)
+
+    @staticmethod
+    def _claim(placement: Placement) -> Facts:
+        return Facts(slot=placement.slot, profile=placement.profile.name, gpus=placement.gpus)
+
+    def _known(self, task: Task) -> bool:
         """Where the table changed since the task was accepted, it waits: the operator may bring the profile back."""
-        profile = self._table.profile(task.engine, task.profile)
-        if profile is None:
-            log.error("task %s needs profile %s/%s, which is not in the table", task.id, task.engine, task.profile)
-        return profile
+        if self._table.profile(task.engine, task.profile) is not None:
+            return True
+        log.error("task %s needs profile %s/%s, which is not in the table", task.id, task.engine, task.profile)
+        return False
 
     # --- looking after runners -----------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import make_url
 from sqlalchemy.types import TypeDecorator
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration; a test holds it against the migrations folder."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -94,6 +94,7 @@ tasks = Table(
     Column("progress", Float, nullable=False),
     Column("eta_seconds", Float),
     Column("slot", String(64)),
+    Column("gpus", JSON),
     Column("runner", JSON),
     Column("heartbeat_at", Instant),
     Column("failure", JSON),

@@ -9,8 +9,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tasks.model import OutputFormat
-from tasks.profile import Estimate
+from tasks.model import OutputFormat, Params, Phase
+from tasks.profile import Estimate, Patterns
 from utils.plan import VideoPlan
 
 SPEC_FILE = "spec.json"
@@ -32,14 +32,17 @@ class AttemptSpec:
     argv: list[str]
     folder: str
     results: str
-    slot_lock: str
+    slot_locks: list[str]
     lock_folder: str
     wake: str
     profile: str
     plan: VideoPlan
-    sample_steps: int
-    output_format: OutputFormat
     extra_frames: int
+    params: Params
+    adjusted: bool
+    """Whether an earlier attempt ran out of memory, after which there is no second retry."""
+    oom_sizes: list[str]
+    progress: Patterns
     estimate: Estimate
     expected_load: float
     expected_generate: float
@@ -58,7 +61,11 @@ class AttemptSpec:
         raw = json.loads((folder / SPEC_FILE).read_text("utf-8"))
         raw["plan"] = VideoPlan(**raw["plan"])
         raw["estimate"] = Estimate(**raw["estimate"])
-        raw["output_format"] = OutputFormat(raw["output_format"])
+        params = raw["params"]
+        raw["params"] = Params(**{**params, "output_format": OutputFormat(params["output_format"])})
+        progress = raw["progress"]
+        phases = {Phase(phase): text for phase, text in progress["phases"].items()}
+        raw["progress"] = Patterns(**{**progress, "phases": phases, "files": tuple(progress["files"])})
         return AttemptSpec(**raw)
 
     @property

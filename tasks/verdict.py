@@ -33,22 +33,80 @@ class Output:
     defect: str = ""
 
 
+_MODEL_FILES = r"ckpt/|\.pth|\.safetensors|config\.json|umt5|wav2vec"
+_LORA = r"(?i:\blora\b[^\n]*(?:error|invalid|corrupt|mismatch|not found)|error[^\n]*\blora\b)"
+_CAUSES: tuple[tuple[str, ErrorCode, str], ...] = (
+    (
+        r"OutOfMemoryError|CUDA out of memory",
+        ErrorCode.OOM,
+        "the GPU ran out of memory: choose a smaller size, or a larger GPU",
+    ),
+    (
+        r"No space left on device|ENOSPC|Disk quota exceeded",
+        ErrorCode.DISK_FULL,
+        "the disk is full: free some space and submit the task again",
+    ),
+    (
+        r"EADDRINUSE|[Aa]ddress already in use",
+        ErrorCode.PORT_IN_USE,
+        "a port that the engine needs is in use by another process on this host",
+    ),
+    (
+        rf"HeaderTooLarge|MetadataIncompleteBuffer|InvalidHeaderDeserialization|{_LORA}",
+        ErrorCode.LORA_INVALID,
+        "the LoRA file cannot be used: fetch it anew and check its path",
+    ),
+    (
+        rf"(?:FileNotFoundError|OSError|RuntimeError)[^\n]*(?:{_MODEL_FILES})",
+        ErrorCode.WEIGHTS_MISSING,
+        "files of the model are missing or damaged: `make doctor` lists them",
+    ),
+    (
+        r"nccl(?:System|UnhandledCuda|Internal)Error|NCCL error|DistBackendError|ProcessGroupNCCL[^\n]*timeout",
+        ErrorCode.NCCL_ERROR,
+        "the GPUs lost touch with each other (NCCL): try again, and look at the driver's log if it stays",
+    ),
+)
+"""Texts of a log that tell a cause, the most telling first: what one rank dies of makes the others report NCCL."""
+
+_RANK_ERROR = re.compile(r"^(?:\[\w+\]:)?\[rank\d+\]: (\w[\w.]*(?:Error|Exception)\b.*)")
+_ECHO = re.compile(r"Connection closed by peer|NCCL")
+
+
 def judge_exit(status: int, stopped: Stopped | None, limit_seconds: float, log_tail: str) -> Failure | None:
     """Return why an engine failed that ended with `status` (negative: the signal), or None: look at its output."""
-    excerpt = excerpt_of(log_tail)
     if stopped is Stopped.TIMED_OUT:
+        excerpt = excerpt_of(log_tail)
         return Failure(ErrorCode.TIMED_OUT, f"the engine ran for more than its {limit_seconds:g} s", excerpt)
     if stopped is Stopped.HUNG:
-        return Failure(ErrorCode.ENGINE_HUNG, f"the engine gave no sign of life for {limit_seconds:g} s", excerpt)
+        text = f"the engine gave no sign of life for {limit_seconds:g} s"
+        return Failure(ErrorCode.ENGINE_HUNG, text, excerpt_of(log_tail))
     if status == 0:
         return None
-    if re.search(r"No space left on device|ENOSPC", log_tail):
-        return Failure(ErrorCode.DISK_FULL, "the disk is full: free some space and submit the task again", excerpt)
+    for pattern, code, sentence in _CAUSES:
+        if found := re.search(pattern, log_tail):
+            return Failure(code, sentence, _around(log_tail, found.start()))
+    excerpt = excerpt_of(log_tail)
     if status < 0:
         return Failure(ErrorCode.ENGINE_FAILED, f"the engine was killed by {_signal_name(-status)}", excerpt)
-    cause = _last_line(log_tail)
+    cause = _cause(log_tail)
     text = f"the engine ended with status {status}" + (f": {cause}" if cause else "")
     return Failure(ErrorCode.ENGINE_FAILED, text, excerpt)
+
+
+def _cause(log_tail: str) -> str:
+    """Return the line that names the error: of several processes the last that is no echo of another's death."""
+    lines = excerpt_lines(log_tail)
+    named = [found[1] for line in lines if (found := _RANK_ERROR.match(line)) and not _ECHO.search(found[1])]
+    return named[-1] if named else (lines[-1].strip() if lines else "")
+
+
+def _around(log_tail: str, position: int) -> str:
+    """Return the lines up to the one at `position` and a few after it, so that the excerpt shows the cause."""
+    after = log_tail.find("\n", position)
+    for _ in range(3):
+        after = log_tail.find("\n", after + 1) if after >= 0 else -1
+    return excerpt_of(log_tail if after < 0 else log_tail[:after])
 
 
 def judge_output(output: Output, planned: int, extra: int, log_tail: str) -> Failure | None:
@@ -76,13 +134,12 @@ def redact(text: str, secrets: Sequence[tuple[str, str]]) -> str:
 
 def excerpt_of(log_tail: str) -> str:
     """Return the last lines of a log, without terminal control characters and with bounded lines."""
-    lines = [_clean(line)[:_LINE_CHARS] for line in re.split(r"[\r\n]+", log_tail) if line.strip()]
-    return "\n".join(lines[-EXCERPT_LINES:])
+    return "\n".join(excerpt_lines(log_tail)[-EXCERPT_LINES:])
 
 
-def _last_line(log_tail: str) -> str:
-    lines = excerpt_of(log_tail).splitlines()
-    return lines[-1].strip() if lines else ""
+def excerpt_lines(log_tail: str) -> list[str]:
+    """Return the lines of a log that hold anything, cleaned and bounded."""
+    return [_clean(line)[:_LINE_CHARS] for line in re.split(r"[\r\n]+", log_tail) if line.strip()]
 
 
 def _clean(line: str) -> str:

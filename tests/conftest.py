@@ -34,7 +34,7 @@ def make_task(**changes: Any) -> Task:
         "profile": "preview_cpu", "params": params, "plan": VideoPlan(7, 290, 384, 256), "adjustments": (), "notes": (),
         "metadata": {}, "submit_time": NOON, "updated_at": NOON, "start_time": None, "finish_time": None,
         "work_seconds": 10.0, "estimated_seconds": 10.0, "phase": Phase.QUEUED, "progress": 0.0, "eta_seconds": None,
-        "slot": None, "runner": None, "heartbeat_at": None, "failure": None, "result": None,
+        "slot": None, "gpus": (), "runner": None, "heartbeat_at": None, "failure": None, "result": None,
     }  # fmt: skip
     return Task(**(values | changes))
 

@@ -110,7 +110,7 @@ def test_engines_see_an_allow_list_of_the_environment() -> None:
 
 def test_the_shipped_table_loads_and_its_scripts_exist() -> None:
     table = load_engines(load_settings())
-    assert [engine.name for engine in table.engines] == ["preview"]
+    assert [engine.name for engine in table.engines] == ["live_avatar", "preview"]
     for engine in table.engines:
         for profile in engine.profiles:
             assert (ROOT / profile.script).is_file()

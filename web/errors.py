@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import OperationalError
 from werkzeug.exceptions import HTTPException
 
-from task_manager import NoHardware, ResultNotReady, TaskGone, TaskUnknown, UnknownEngine
+from task_manager import ResultNotReady, TaskGone, TaskUnknown
+from tasks.admission import NoHardware, UnknownEngine
 from tasks.model import LostRace
 from tasks.store import KeyReused, QueueFull
 from utils.file_handler import StorageFull, TooLarge

@@ -44,7 +44,7 @@ def test_a_child_is_heard_to_its_last_word_and_its_log_is_a_file(tmp_path: Path)
         "print('hello log'); print(os.getcwd()); sys.exit(3)"
     )
     lock = os.open(tmp_path / "slot", os.O_CREAT | os.O_RDWR)
-    engine = EngineProcess([sys.executable, "-c", script], tmp_path, tmp_path / "log", dict(os.environ), lock)
+    engine = EngineProcess([sys.executable, "-c", script], tmp_path, tmp_path / "log", dict(os.environ), [lock])
     heard = []
     with selectors.DefaultSelector() as selector:
         selector.register(engine.channel, selectors.EVENT_READ)

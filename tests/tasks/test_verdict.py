@@ -22,6 +22,27 @@ from tasks.verdict import EXCERPT_LINES, Output, Stopped, excerpt_of, judge_exit
         (-9, None, "", ErrorCode.ENGINE_FAILED, "SIGKILL"),
         (-11, None, "", ErrorCode.ENGINE_FAILED, "SIGSEGV"),
         (1, None, "OSError: [Errno 28] No space left on device", ErrorCode.DISK_FULL, "disk is full"),
+        (1, None, "torch.OutOfMemoryError: CUDA out of memory. Tried", ErrorCode.OOM, "out of memory"),
+        (1, None, "[rank1]: DistBackendError: NCCL error\n[rank0]: CUDA out of memory", ErrorCode.OOM, "out of memory"),
+        (1, None, "[rank2]: torch.distributed.DistBackendError: NCCL error in: x", ErrorCode.NCCL_ERROR, "NCCL"),
+        (1, None, "RuntimeError: [Errno 98] EADDRINUSE", ErrorCode.PORT_IN_USE, "port"),
+        (1, None, "FileNotFoundError: ckpt/Wan2.2-S2V-14B/Wan2.1_VAE.pth", ErrorCode.WEIGHTS_MISSING, "make doctor"),
+        (1, None, "safetensors_rust.SafetensorError: HeaderTooLarge", ErrorCode.LORA_INVALID, "LoRA"),
+        (
+            1,
+            None,
+            "[rank0]: AssertionError: At least 5 GPUs\nChildFailedError:\n  exit 1",
+            ErrorCode.ENGINE_FAILED,
+            "status 1: AssertionError: At least 5 GPUs",
+        ),
+        (1, None, "[rank0]: KeyError: '5'\n[rank0]: KeyError: '5'", ErrorCode.ENGINE_FAILED, "status 1"),
+        (
+            1,
+            None,
+            "[rank0]: ValueError: bad\n[rank1]: RuntimeError: Connection closed by peer",
+            ErrorCode.ENGINE_FAILED,
+            "ValueError: bad",
+        ),
         (-15, Stopped.TIMED_OUT, "", ErrorCode.TIMED_OUT, "30 s"),
         (-15, Stopped.HUNG, "", ErrorCode.ENGINE_HUNG, "no sign of life for 30 s"),
         (0, Stopped.HUNG, "", ErrorCode.ENGINE_HUNG, "no sign of life"),
@@ -35,6 +56,11 @@ def test_a_failed_engine_gets_its_code_and_a_sentence(
     assert failure.code is code
     assert words in failure.message
     assert "\n" not in failure.message
+
+
+def test_the_excerpt_shows_the_line_that_told_the_cause() -> None:
+    log = "torch.OutOfMemoryError: CUDA out of memory\n" + "\n".join(f"afterwards {n}" for n in range(100))
+    assert "OutOfMemoryError" in judge_exit(1, None, 0.0, log).log_excerpt
 
 
 def test_exit_0_means_look() -> None:

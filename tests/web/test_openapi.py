@@ -55,7 +55,7 @@ def test_its_examples_are_accepted_by_the_models(document: dict[str, Any]) -> No
 
 def test_it_names_the_engines_and_sizes_there_are(document: dict[str, Any]) -> None:
     fields = document["components"]["schemas"]["GenerateRequest"]["properties"]
-    assert fields["engine"]["enum"] == ["auto", "preview"]
+    assert fields["engine"]["enum"] == ["auto", "live_avatar", "preview"]
     assert fields["size"]["enum"] == list(SIZES)
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from app import ROUTES, create_app
 from config_loader import ConfigError, load_settings
-from task_manager import NoHardware
+from tasks.admission import NoHardware
 from tests.web.conftest import Serve, Service, form
 from utils.file_handler import StorageFull
 from web.errors import HTTP, Code

@@ -289,7 +289,7 @@ def test_health_counts_and_says_why_it_is_not_well(service: Service) -> None:
     assert (answer.status_code, answer.json["status"]) == (503, "degraded")
     assert any("schedules" in reason for reason in answer.json["reasons"])
     assert answer.json["queue"] == {"queued": 1, "processing": 1}
-    assert [engine["name"] for engine in answer.json["engines"]] == ["preview"]
+    assert [engine["name"] for engine in answer.json["engines"]] == ["live_avatar", "preview"]
 
 
 def test_health_is_well_where_nothing_is_wrong(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
