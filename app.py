@@ -109,5 +109,5 @@ def create_app(settings: Settings | None = None, manager: TaskManager | None = N
     for part in (errors, requests, callers, generate):
         part.register(app)
     for method, rule, handler in ROUTES:
-        app.add_url_rule(rule, view_func=handler, methods=[method])
+        app.add_url_rule(rule, view_func=handler, methods=[method], provide_automatic_options=False)
     return app

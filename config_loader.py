@@ -1,8 +1,8 @@
 """Settings: a YAML profile, overridden by the environment, checked once and frozen.
 
-Read at the entry of a process and passed down; no other module reads `os.environ`. `configs/default.yaml` holds every
-key with its meaning; another profile is merged over it, and each key has an `AVATAR_` twin in the environment, nested
-keys joined by `__` (`AVATAR_QUEUE__MAX_QUEUED`).
+Read at the entry of a process and passed down: nothing below the entries reads `os.environ`. `configs/default.yaml`
+holds every key with its meaning; another profile is merged over it, and each key has an `AVATAR_` twin in the
+environment, nested keys joined by `__` (`AVATAR_QUEUE__MAX_QUEUED`).
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ class HttpSettings(_Section):
 class RunnerSettings(_Section):
     max_attempts: int = Field(2, ge=1)
     heartbeat_seconds: float = Field(10.0, gt=0)
+    lease_seconds: float = Field(120.0, gt=0)
     poll_seconds: float = Field(0.25, gt=0)
 
 

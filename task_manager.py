@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from tasks.spawner import ROOT
 from tasks.spec import LOG_FILE
 from tasks.store import Backlog, IdempotencyKey, Store, utc_now
 from tasks.wake import ring
-from utils.file_handler import StorageFull, link_or_copy, remove_tree
+from utils.file_handler import StorageFull, link_or_copy, remove_tree, sweep
 from utils.gpu import Gpu, GpuProbe
 from utils.media import AudioFacts, ImageFacts
 from utils.plan import VideoPlan, plan_video
@@ -45,6 +44,12 @@ from utils.process import try_lock
 log = logging.getLogger("manager")
 
 _ORPHAN_SECONDS = 3600.0
+_SCRATCH_SECONDS = 24 * 3600.0
+"""Longer than any upload may take."""
+
+_RESERVE_BYTES = 64 * 2**20
+"""Free space under which no new task can be expected to end well."""
+
 _RACES = 20
 
 
@@ -156,6 +161,7 @@ class TaskManager:
         )  # fmt: skip
         self._scheduler = Scheduler(
             self.store, launcher, self._table, self._host, max_attempts=runner.max_attempts,
+            lease_seconds=runner.lease_seconds,
             work_of=self._work_of, chores=self._chores,
         )  # fmt: skip
         self._scheduler.start()
@@ -294,9 +300,19 @@ class TaskManager:
         )
         against = [] if any(engine.available for engine in engines) else ["no engine can run on this machine"]
         against += [] if self._is_scheduled() else ["no process schedules tasks at present"]
+        against += [] if self._has_space() else ["the disk of the data folder is full"]
+        against += self._hardware.reasons()
         return Health(
             engines, counts[Status.QUEUED], counts[Status.PROCESSING], False, self._hardware.gpus(), tuple(against)
         )
+
+    def engine_names(self) -> list[str]:
+        """Return the names of the configured engines."""
+        return [engine.name for engine in self._table.engines]
+
+    def _has_space(self) -> bool:
+        disk = os.statvfs(self.folders.data)
+        return disk.f_bavail * disk.f_frsize > _RESERVE_BYTES
 
     def _is_scheduled(self) -> bool:
         lock = try_lock(self.folders.data / LOCK_NAME)
@@ -335,15 +351,9 @@ class TaskManager:
     def _chores(self) -> None:
         self.store.forget_old_keys()
         for folder in (self.folders.tasks, self.folders.results):
-            old = [path for path in folder.iterdir() if _age(path) > _ORPHAN_SECONDS]
-            known = self.store.known([path.name for path in old])
-            for path in old:
-                if path.name not in known:
-                    log.info("removing files that belong to no task: %s", path.name)
-                    remove_tree(path)
-        for path in self.folders.scratch.iterdir():
-            if _age(path) > _ORPHAN_SECONDS:
-                remove_tree(path)
+            known = self.store.known([path.name for path in folder.iterdir()])
+            sweep(folder, _ORPHAN_SECONDS, keep=lambda path, known=known: path.name in known)  # type: ignore[misc]
+        sweep(self.folders.scratch, _SCRATCH_SECONDS, keep=lambda path: False)
 
 
 def _portrait(submission: Submission) -> Portrait:
@@ -367,10 +377,3 @@ def _is_full(error: BaseException) -> bool:
     if isinstance(error, OperationalError):
         return "full" in str(error.orig)
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _age(path: Path) -> float:
-    try:
-        return time.time() - path.lstat().st_mtime
-    except FileNotFoundError:
-        return 0.0

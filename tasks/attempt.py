@@ -23,7 +23,7 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError
 
 from tasks.engine_process import EngineProcess, Progress
-from tasks.estimate import Learned, Work, lesson, pace
+from tasks.estimate import Lesson, Work, lesson, pace
 from tasks.finish import Abandoned, Ending, Unusable, publish
 from tasks.fit import Portrait, plan_at
 from tasks.model import (
@@ -41,7 +41,6 @@ from tasks.model import (
     Status,
 )
 from tasks.progress import LogFollower
-from tasks.spawner import ROOT
 from tasks.spec import LOG_FILE, AttemptSpec
 from tasks.store import Store
 from tasks.verdict import Stopped, judge_exit, redact
@@ -56,10 +55,14 @@ log = logging.getLogger("runner")
 TELL_SECONDS = 1.0
 """Progress is written at most this often, except for a change of phase and notes, which are written at once."""
 
+MAX_NOTES = 20
+"""Notes of one engine that are passed on."""
+
 _SWEEP_SECONDS = 10.0
 _BUSY_SECONDS = 0.5
 """A locked database must not keep this process from its engine: what cannot be told now is told later."""
 _TAIL_BYTES = 64 * 1024
+_FULL_BYTES = 256 * 1024
 _RETRY_SECONDS = (0.1, 0.5, 1.0, 5.0, 15.0, 30.0)
 
 
@@ -88,6 +91,7 @@ class Attempt:
         self.phase, self.fraction, self.loaded = Phase.PREPARING, 0.0, None if engine else 0.0
         self.follower = LogFollower(self.folder, self.folder / LOG_FILE, spec.progress, spec.plan.clips)
         self.notes: list[Note] = []
+        self.notes_taken = 0
         self.log_size = 0
         self.changed, self.urgent = True, True
         self.stopped: Stopped | None = None
@@ -99,7 +103,14 @@ class Attempt:
         """Return 0 when the end is recorded, 1 when it is left to the scheduler's reaper."""
         self._listen_to_signals()
         self._try_to_tell(self._introduce)
-        ending = self._work(self.engine) if self.engine else Ending(Event.FAIL, Facts(failure=self._cannot_start()))
+        try:
+            ending = self._work(self.engine) if self.engine else Ending(Event.FAIL, Facts(failure=self._cannot_start()))
+        except Exception:
+            # A bug of ours: said as such, for another attempt would render for hours only to meet it again.
+            log.exception("the runner failed")
+            kill_all(below=os.getpid(), marks=self.spec.marks, deadline=_SWEEP_SECONDS)
+            text = "the service failed while it looked after the engine; its runner.log tells more"
+            ending = Ending(Event.FAIL, Facts(failure=Failure(ErrorCode.ENGINE_FAILED, text)))
         if ending is None:
             log.info("attempt left: %s", self.stopped)
             return 1
@@ -119,7 +130,7 @@ class Attempt:
         if not clean:
             log.error("processes of the engine are left that SIGKILL did not end")
         self._reap_orphans()
-        return self._ending(status)
+        return self._ending(engine, status)
 
     def _wait(self) -> None:
         now = time.monotonic()
@@ -141,8 +152,10 @@ class Attempt:
             self._take_note(word) if isinstance(word, Note) else self._take_progress(word)
 
     def _take_note(self, note: Note) -> None:
-        self.notes.append(note)
-        self.changed = self.urgent = True
+        if self.notes_taken < MAX_NOTES:
+            self.notes_taken += 1
+            self.notes.append(note)
+            self.changed = self.urgent = True
 
     def _take_progress(self, said: Progress) -> None:
         if said.phase is not self.phase:
@@ -224,15 +237,15 @@ class Attempt:
 
     # --- the end -------------------------------------------------------------------------------------------------
 
-    def _ending(self, status: int) -> Ending | None:
+    def _ending(self, engine: EngineProcess, status: int) -> Ending | None:
         if self.stopped in (Stopped.LOST, Stopped.INTERRUPTED):
             return None
         if self.stopped is Stopped.CANCELLED:
             return Ending(Event.CANCEL, Facts())
         limits = {Stopped.TIMED_OUT: self.spec.run_timeout_seconds, Stopped.HUNG: self.spec.silence_timeout_seconds}
-        tail = self._log_tail()
+        tail = engine.log_tail(_TAIL_BYTES)
         limit = limits.get(self.stopped, 0.0) if self.stopped else 0.0
-        failure = judge_exit(status, self.stopped, limit, tail)
+        failure = judge_exit(status, self.stopped, limit, tail, disk_full=self._disk_is_full())
         if failure is not None:
             return self._smaller(failure) or Ending(Event.FAIL, Facts(failure=failure))
         return self._publish(tail, time.monotonic())
@@ -266,7 +279,7 @@ class Attempt:
             return None
         return outcome.result()
 
-    def _publish_into(self, outcome: Future[Ending], tail: str, learned: Learned) -> None:
+    def _publish_into(self, outcome: Future[Ending], tail: str, learned: Lesson) -> None:
         try:
             result = publish(self.spec, tail, should_stop=lambda: self.stopped is not None)
             outcome.set_result(Ending(Event.COMPLETE, Facts(result=result), learned))
@@ -277,11 +290,16 @@ class Attempt:
         except BaseException as error:
             outcome.set_exception(error)
 
-    def _lesson(self, ended: float) -> Learned:
+    def _lesson(self, ended: float) -> Lesson:
         total = ended - self.began
         load = total if self.loaded is None else self.loaded
         spec = self.spec
         return lesson(spec.profile, spec.estimate, spec.plan, spec.params.sample_steps, load, total - load)
+
+    def _disk_is_full(self) -> bool:
+        """An engine's last words, that the disk is full, would lie on the full disk; so look."""
+        disk = os.statvfs(self.folder)
+        return disk.f_bavail * disk.f_frsize < _FULL_BYTES or (disk.f_files > 0 and disk.f_favail == 0)
 
     def _cannot_start(self) -> Failure:
         return Failure(ErrorCode.ENGINE_FAILED, self.problem)
@@ -296,7 +314,7 @@ class Attempt:
         for pause in self._pauses():
             try:
                 task = self.store.finish(
-                    self.spec.task_id, self.spec.attempt, ending.event, ending.facts, ending.learned
+                    self.spec.task_id, self.spec.attempt, ending.event, ending.facts, ending.lesson
                 )
                 break
             except LostRace:
@@ -323,15 +341,8 @@ class Attempt:
         failure = ending.facts.failure
         if failure is None:
             return ending
-        task_folder = str(self.folder.parent.parent)
-        names = [
-            (self.spec.folder, "<attempt>"),
-            (task_folder, "<task>"),
-            (self.spec.lock_folder, "<data>"),
-            (str(ROOT), "<service>"),
-        ]
-        clean = Failure(failure.code, redact(failure.message, names), redact(failure.log_excerpt, names))
-        return Ending(ending.event, Facts(failure=clean), ending.learned)
+        clean = Failure(failure.code, redact(failure.message), redact(failure.log_excerpt))
+        return Ending(ending.event, Facts(failure=clean), ending.lesson)
 
     # --- parts ---------------------------------------------------------------------------------------------------
 
@@ -357,8 +368,3 @@ class Attempt:
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-
-    def _log_tail(self) -> str:
-        with (self.folder / LOG_FILE).open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            return file.read().decode("utf-8", "replace")

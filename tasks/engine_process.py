@@ -41,21 +41,20 @@ class EngineProcess:
     def __init__(
         self, argv: Sequence[str], folder: Path, log: Path, environ: Mapping[str, str], inherit: Sequence[int]
     ) -> None:
-        self.log = log
         read_end, write_end = os.pipe2(os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
         os.set_blocking(read_end, False)
         self.channel = read_end
         self.closed = False  # whether every process that could say something has closed the channel
         self._pending = b""
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        # Kept open, and read through this descriptor: the engine may remove or rename the file.
+        self._log = os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         try:
             self._process = subprocess.Popen(
                 list(argv), cwd=folder, env={**environ, "AVATAR_PROGRESS_FD": str(write_end)},
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(write_end, *inherit),
+                stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, pass_fds=(write_end, *inherit),
                 start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         finally:
-            os.close(output)
             os.close(write_end)
 
     @property
@@ -76,7 +75,11 @@ class EngineProcess:
             self._process.kill()
 
     def log_bytes(self) -> int:
-        return self.log.stat().st_size
+        return os.fstat(self._log).st_size
+
+    def log_tail(self, most: int) -> str:
+        """Return up to `most` last bytes of the log, also where the engine removed the file."""
+        return os.pread(self._log, most, max(0, self.log_bytes() - most)).decode("utf-8", "replace")
 
     def read(self) -> list[Progress | Note]:
         """Return what the engine has said since the last call; lines that make no sense are passed over."""
@@ -104,8 +107,10 @@ def parse_line(line: bytes) -> Progress | Note | None:
         return None
     try:
         said = json.loads(rest)
+        if not isinstance(said, dict):
+            return None
         return _progress(said) if word == b"@progress" else Note(_text(said["code"], 64), _text(said["message"], 500))
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
@@ -118,6 +123,6 @@ def _progress(said: dict[str, Any]) -> Progress:
 
 
 def _text(value: object, longest: int) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("expected a text")
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError("expected a printable text")  # lone surrogates and control characters are not
     return value[:longest]

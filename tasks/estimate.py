@@ -17,26 +17,49 @@ PIXELS = 704 * 384
 """The picture, in pixels, for which the table's rates hold."""
 
 _WEIGHT = 0.3
-"""How much a finished task outweighs what was known: five tasks replace five sixths of a wrong guess."""
+"""How much a finished task outweighs what was known, once three have finished."""
+
+_SURE_SECONDS = 1.0
+"""Guessed seconds of generating from which on a task's rate counts fully: of a shorter one, most is fixed cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What one finished task teaches: seconds to its first frame, actual over guessed rate, and the guess in seconds.
+
+    `first_load` is what was expected before any task had finished.
+    """
+
+    profile: str
+    load_seconds: float
+    rate_factor: float
+    guess: float
+    first_load: float
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What finished tasks taught about a profile: seconds until the first frame, and actual over predicted rate."""
+    """What finished tasks taught about a profile: seconds until the first frame, and actual over guessed rate."""
 
     profile: str
     samples: int
     load_seconds: float
     rate_factor: float
 
-    def merged(self, new: Learned) -> Learned:
-        def blend(old: float, seen: float) -> float:
-            return old + _WEIGHT * (seen - old)
+    @staticmethod
+    def nothing(lesson: Lesson) -> Learned:
+        return Learned(lesson.profile, 0, lesson.first_load, 1.0)
 
+    def after(self, lesson: Lesson) -> Learned:
+        """Return what is known after one more task: at first the mean of all, then the newer ones count more."""
+        weight = max(_WEIGHT, 1 / (self.samples + 1))
+        sure = min(1.0, lesson.guess / _SURE_SECONDS) ** 2
         return replace(
-            self, samples=self.samples + 1, load_seconds=blend(self.load_seconds, new.load_seconds),
-            rate_factor=blend(self.rate_factor, new.rate_factor),
-        )  # fmt: skip
+            self,
+            samples=self.samples + 1,
+            load_seconds=self.load_seconds + weight * (lesson.load_seconds - self.load_seconds),
+            rate_factor=self.rate_factor + weight * sure * (lesson.rate_factor - self.rate_factor),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +82,10 @@ def expected_work(estimate: Estimate, learned: Learned | None, plan: VideoPlan, 
     return Work(learned.load_seconds, generate * learned.rate_factor)
 
 
-def lesson(profile: str, estimate: Estimate, plan: VideoPlan, steps: int, load: float, generate: float) -> Learned:
+def lesson(profile: str, estimate: Estimate, plan: VideoPlan, steps: int, load: float, generate: float) -> Lesson:
     """Return what a task teaches that took `load` seconds to its first frame and `generate` seconds from there."""
     guess = _guess(estimate, plan, steps)
-    return Learned(profile, 1, load, generate / guess if guess > 0 else 1.0)
+    return Lesson(profile, load, generate / guess if guess > 0 else 1.0, guess, estimate.load_seconds)
 
 
 def _guess(estimate: Estimate, plan: VideoPlan, steps: int) -> float:

@@ -16,13 +16,33 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.estimate import Learned
-from tasks.model import Adjustment, ErrorCode, Event, Facts, Failure, Lowered, OutputFormat, Params, Result, Video
+from tasks.estimate import Lesson
+from tasks.model import (
+    Adjustment,
+    ErrorCode,
+    Event,
+    Facts,
+    Failure,
+    Lowered,
+    OutputFormat,
+    Params,
+    Result,
+    Video,
+)
 from tasks.spec import FINISH_FILE, OUTPUT_FOLDER, AttemptSpec
 from tasks.verdict import Output, excerpt_of, judge_output
 from utils.file_handler import write_atomic
 from utils.plan import VideoPlan
-from utils.video import VideoError, VideoFacts, inspect_video, is_faststart, to_faststart, to_webm, write_poster
+from utils.video import (
+    VideoError,
+    VideoFacts,
+    VideoStopped,
+    inspect_video,
+    is_faststart,
+    to_faststart,
+    to_webm,
+    write_poster,
+)
 
 POSTER_NAME = "poster.jpg"
 _VIDEO_SUFFIXES = {".mp4", ".webm"}
@@ -44,6 +64,11 @@ def publish(spec: AttemptSpec, log_tail: str, should_stop: Callable[[], bool]) -
     """Verify the attempt's video and publish it under `spec.results`. Raises Unusable or Abandoned."""
     try:
         return _publish(spec, log_tail, should_stop)
+    except VideoStopped:
+        raise Abandoned from None
+    except VideoError as error:
+        text = f"the engine's video cannot be used: {error}"
+        raise Unusable(Failure(ErrorCode.ENGINE_OUTPUT_INVALID, text, excerpt_of(log_tail))) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             full = "the disk is full: free some space and submit the task again"
@@ -92,8 +117,6 @@ def _is_result(path: Path) -> bool:
 def _bring_into_form(made: Path, facts: VideoFacts, video: Path, should_stop: Callable[[], bool]) -> None:
     if video.suffix == ".webm" and facts.container != OutputFormat.WEBM:
         to_webm(made, video, should_stop=should_stop)
-        if should_stop():
-            raise Abandoned
     elif video.suffix == ".mp4" and not is_faststart(made):
         to_faststart(made, video)
     else:
@@ -134,7 +157,7 @@ class Ending:
 
     event: Event
     facts: Facts
-    learned: Learned | None = None
+    lesson: Lesson | None = None
 
     def save(self, folder: Path) -> None:
         write_atomic(folder / FINISH_FILE, json.dumps(asdict(self)).encode())
@@ -146,8 +169,8 @@ class Ending:
             raw = json.loads((folder / FINISH_FILE).read_bytes())
         except FileNotFoundError:
             return None
-        learned = Learned(**raw["learned"]) if raw["learned"] else None
-        return Ending(Event(raw["event"]), _facts(raw["facts"]), learned)
+        lesson = Lesson(**raw["lesson"]) if raw["lesson"] else None
+        return Ending(Event(raw["event"]), _facts(raw["facts"]), lesson)
 
 
 def _facts(raw: dict[str, Any]) -> Facts:

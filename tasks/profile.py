@@ -137,6 +137,11 @@ class EngineTable:
     def engine(self, name: str) -> Engine | None:
         return next((engine for engine in self.engines if engine.name == name), None)
 
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """All (engine, profile) pairs."""
+        return [(engine.name, profile.name) for engine in self.engines for profile in engine.profiles]
+
     def profile(self, engine: str, profile: str) -> Profile | None:
         found = self.engine(engine)
         return next((row for row in found.profiles if row.name == profile), None) if found else None

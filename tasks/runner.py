@@ -24,12 +24,23 @@ def run(folder: Path) -> int:
     name_process("avatar-runner")
     become_subreaper()
     spec = AttemptSpec.load(folder)
+    if not _is_first(folder):
+        return 0
     slot = _take_slots([Path(path) for path in spec.slot_locks])
     began = time.monotonic()
     engine, problem = None, "the slot is still held by a process of an earlier task"
     if slot is not None:
         engine, problem = _start(spec, folder, slot)
     return Attempt(spec, os.environ[DATABASE_VARIABLE], engine, problem, slot, began).run()
+
+
+def _is_first(folder: Path) -> bool:
+    """Say whether no runner of this attempt came before: a spawner that did not answer in time may have forked one."""
+    try:
+        (folder / "started").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _start(spec: AttemptSpec, folder: Path, slot: list[int]) -> tuple[EngineProcess | None, str]:

@@ -7,9 +7,11 @@ a ring may be lost.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -17,12 +19,12 @@ from collections.abc import Callable
 from tasks.estimate import Work
 from tasks.finish import Ending
 from tasks.launch import Launcher
-from tasks.model import ErrorCode, Event, Facts, Failure, LostRace, Task
+from tasks.model import ErrorCode, Event, Facts, Failure, LostRace, RunnerId, Task
 from tasks.placement import Host, Placement, choose
 from tasks.profile import EngineTable
 from tasks.store import Store, utc_now
 from tasks.wake import Bell, ring
-from utils.process import kill_all, start_time, try_lock, watch
+from utils.process import boot_id, is_alive, kill_all, try_lock, watch
 
 log = logging.getLogger("scheduler")
 
@@ -53,11 +55,13 @@ class Scheduler:
         host: Callable[[bool], Host],
         *,
         max_attempts: int,
+        lease_seconds: float,
         work_of: Callable[[Task], Work],
         chores: Callable[[], None],
     ) -> None:
         self._store, self._launcher, self._table, self._host = store, launcher, table, host
         self._max_attempts, self._work_of, self._chores = max_attempts, work_of, chores
+        self._lease_seconds, self._boot_id = lease_seconds, boot_id()
         self._lock_file = launcher.folders.data / LOCK_NAME
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -76,31 +80,42 @@ class Scheduler:
     # --- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while (lock := try_lock(self._lock_file)) is None:
-            if self._stopping.wait(_TAKEOVER_SECONDS):
-                return
+        while not self._stopping.is_set():
+            lock = try_lock(self._lock_file)
+            if lock is None:
+                self._stopping.wait(_TAKEOVER_SECONDS)
+                continue
+            try:
+                self._hold_office()
+            except Exception:
+                # Whatever it was, the thread must not end: health would go on saying that all is well.
+                log.exception("this process cannot schedule, trying again")
+            finally:
+                os.close(lock)
+            self._stopping.wait(_RETRY_SECONDS)
+
+    def _hold_office(self) -> None:
         bell = Bell(self._launcher.folders.wake)
         try:
-            log.info("this process schedules")
             self._launcher.spawner.warm_up()
+            log.info("this process schedules")
             self._schedule(bell)
         finally:
             bell.close()
             self._launcher.spawner.close()
-            for descriptor in self._watched.values():
-                os.close(descriptor)
-            os.close(lock)
+            for attempt in list(self._watched):
+                self._forget(attempt)
 
     def _schedule(self, bell: Bell) -> None:
         next_chores = time.monotonic()
         while not self._stopping.is_set():
             bell.hush()  # before looking: a ring from here on leads to another look
             try:
+                self._reap()
+                self._place()
                 if time.monotonic() >= next_chores:
                     next_chores = time.monotonic() + _CHORES_SECONDS
                     self._chores()
-                self._reap()
-                self._place()
             except Exception:
                 # The thread must outlive a database that is away; what it could not do it will see again.
                 log.exception("scheduling failed, trying again")
@@ -118,7 +133,8 @@ class Scheduler:
     # --- giving slots --------------------------------------------------------------------------------------------
 
     def _place(self) -> None:
-        queued = [task for task in self._store.queued(_AHEAD) if self._known(task)]
+        # Tasks whose profile left the table wait: the operator may bring it back.
+        queued = self._store.queued(_AHEAD, self._table.names)
         if not queued:
             return
         for placement in choose(
@@ -134,13 +150,24 @@ class Scheduler:
             return
         try:
             claimed = self._store.happen(task, Event.CLAIM, self._claim(placement))
-            pid = self._launcher.spawn(claimed, placement, self._work_of(claimed), lock)
+            pid = self._start(claimed, placement, lock)
         except LostRace:
             log.info("task %s changed before it could start", task.id)
             return
         finally:
             os.close(lock)
         self._watch(claimed, pid)
+
+    def _start(self, claimed: Task, placement: Placement, lock: int) -> int:
+        """Spawn the runner; where that cannot be done, say so in the task, for no runner will."""
+        try:
+            return self._launcher.spawn(claimed, placement, self._work_of(claimed), lock)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            code = ErrorCode.DISK_FULL if full else ErrorCode.ENGINE_FAILED
+            text = f"the task could not be started: {error.strerror or error}"
+            self._store.happen(claimed, Event.FAIL, Facts(failure=Failure(code, text)))
+            raise
 
     def _want_gpus(self, queued: list[Task]) -> bool:
         engines = (self._table.engine(name) for name in {task.engine for task in queued})
@@ -149,13 +176,6 @@ class Scheduler:
     @staticmethod
     def _claim(placement: Placement) -> Facts:
         return Facts(slot=placement.slot, profile=placement.profile.name, gpus=placement.gpus)
-
-    def _known(self, task: Task) -> bool:
-        """Where the table changed since the task was accepted, it waits: the operator may bring the profile back."""
-        if self._table.profile(task.engine, task.profile) is not None:
-            return True
-        log.error("task %s needs profile %s/%s, which is not in the table", task.id, task.engine, task.profile)
-        return False
 
     # --- looking after runners -----------------------------------------------------------------------------------
 
@@ -173,8 +193,21 @@ class Scheduler:
             if not self._launcher.lives(task):
                 self._forget(attempt)
                 self._end_orphan(task)
-            elif attempt not in self._watched and task.runner and start_time(task.runner.pid) == task.runner.start_time:
-                self._watch(task, task.runner.pid)
+            elif task.runner is not None and self._is(task.runner):
+                if attempt not in self._watched:
+                    self._watch(task, task.runner.pid)
+                self._end_if_stuck(task, task.runner)
+
+    def _is(self, runner: RunnerId) -> bool:
+        """Say whether the process of this pid, if any, is the runner: pids are reused, and machines restart."""
+        return runner.boot_id == self._boot_id and is_alive(runner.pid, runner.start_time)
+
+    def _end_if_stuck(self, task: Task, runner: RunnerId) -> None:
+        """Kill a runner whose heart has long stopped beating (a SIGSTOP, a dead disk); then it is reaped like any."""
+        silent = (utc_now() - (task.heartbeat_at or task.updated_at)).total_seconds()
+        if silent > self._lease_seconds:
+            log.error("the runner of task %s has been silent for %.0f s and is killed", task.id, silent)
+            os.kill(runner.pid, signal.SIGKILL)
 
     def _forget(self, attempt: tuple[str, int]) -> None:
         descriptor = self._watched.pop(attempt, None)
@@ -190,7 +223,7 @@ class Scheduler:
         ending = Ending.load(self._launcher.folders.attempt(task.id, task.attempt))
         try:
             if ending is not None:
-                self._store.finish(task.id, task.attempt, ending.event, ending.facts, ending.learned)
+                self._store.finish(task.id, task.attempt, ending.event, ending.facts, ending.lesson)
             else:
                 self._store.happen(task, *self._verdict_on_orphan(task))
         except LostRace:

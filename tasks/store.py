@@ -13,15 +13,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select, tuple_, update
 
-from tasks.estimate import Learned
+from tasks.estimate import Learned, Lesson
 from tasks.model import Event, Facts, LostRace, Note, Phase, RunnerId, Status, Task, advance
 from tasks.rows import row_from_task, task_from_row
 from tasks.schema import estimates, idempotency_keys, migrate, open_database, tasks, tombstones, uploads
 
 IDEMPOTENCY_TTL = timedelta(hours=24)
 """How long a key is kept after the end of its task."""
+
+_AT_ONCE = 500
+"""Values in one query; SQLite has a limit."""
 
 
 class QueueFull(Exception):
@@ -182,9 +185,10 @@ class Store:
             found = [task_from_row(row) for row in db.execute(query)]
             return [(task, self._ahead_of(db, task)) for task in found]
 
-    def queued(self, limit: int) -> list[Task]:
-        """Return the next `limit` queued tasks in the order of their turn."""
-        turn = select(tasks).where(tasks.c.status == Status.QUEUED.value)
+    def queued(self, limit: int, profiles: Sequence[tuple[str, str]]) -> list[Task]:
+        """Return the next `limit` queued tasks of these (engine, profile) pairs in the order of their turn."""
+        named = tuple_(tasks.c.engine, tasks.c.profile).in_(profiles)
+        turn = select(tasks).where(tasks.c.status == Status.QUEUED.value, named)
         turn = turn.order_by(tasks.c.priority.desc(), tasks.c.seq).limit(limit)
         with self._engine.begin() as db:
             return [task_from_row(row) for row in db.execute(turn)]
@@ -202,8 +206,12 @@ class Store:
 
     def known(self, task_ids: Sequence[str]) -> set[str]:
         """Return those of `task_ids` that have a row."""
+        found: set[str] = set()
         with self._engine.begin() as db:
-            return set(db.execute(select(tasks.c.id).where(tasks.c.id.in_(task_ids))).scalars())
+            for start in range(0, len(task_ids), _AT_ONCE):
+                some = task_ids[start : start + _AT_ONCE]
+                found |= set(db.execute(select(tasks.c.id).where(tasks.c.id.in_(some))).scalars())
+        return found
 
     # --- the life of a task --------------------------------------------------------------------------------------
 
@@ -213,7 +221,7 @@ class Store:
         with self._writing.begin() as db:
             return self._write(db, task, after)
 
-    def finish(self, task_id: str, attempt: int, event: Event, facts: Facts, learned: Learned | None = None) -> Task:
+    def finish(self, task_id: str, attempt: int, event: Event, facts: Facts, lesson: Lesson | None = None) -> Task:
         """End an attempt that the caller owns, whatever was reported of it since it was read.
 
         Who asked for a cancel was told 202 and gets `cancelled`, also when the video was ready in the same moment.
@@ -223,8 +231,8 @@ class Store:
             task = self._owned(db, task_id, attempt)
             if task.cancel_requested:
                 event, facts = Event.CANCEL, Facts()
-            if learned is not None:
-                self._learn(db, learned)
+            if lesson is not None and event is Event.COMPLETE:
+                self._learn(db, lesson)
             return self._write(db, task, advance(task, event, self._now(), facts))
 
     def request_cancel(self, task: Task) -> Task:
@@ -356,10 +364,10 @@ class Store:
         row = db.execute(select(estimates).where(estimates.c.profile == profile)).first()
         return None if row is None else Learned(**row._mapping)
 
-    def _learn(self, db: Connection, new: Learned) -> None:
-        known = self._learned(db, new.profile)
+    def _learn(self, db: Connection, lesson: Lesson) -> None:
+        known = self._learned(db, lesson.profile)
+        merged = asdict((known or Learned.nothing(lesson)).after(lesson))
         if known is None:
-            db.execute(insert(estimates).values(asdict(new)))
+            db.execute(insert(estimates).values(merged))
         else:
-            merged = asdict(known.merged(new))
-            db.execute(update(estimates).where(estimates.c.profile == new.profile).values(merged))
+            db.execute(update(estimates).where(estimates.c.profile == lesson.profile).values(merged))

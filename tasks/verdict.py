@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -33,6 +32,7 @@ class Output:
     defect: str = ""
 
 
+_DISK_FULL = "the disk is full: free some space and submit the task again"
 _MODEL_FILES = r"ckpt/|\.pth|\.safetensors|config\.json|umt5|wav2vec"
 _LORA = r"(?i:\blora\b[^\n]*(?:error|invalid|corrupt|mismatch|not found)|error[^\n]*\blora\b)"
 _CAUSES: tuple[tuple[str, ErrorCode, str], ...] = (
@@ -44,7 +44,7 @@ _CAUSES: tuple[tuple[str, ErrorCode, str], ...] = (
     (
         r"No space left on device|ENOSPC|Disk quota exceeded",
         ErrorCode.DISK_FULL,
-        "the disk is full: free some space and submit the task again",
+        _DISK_FULL,
     ),
     (
         r"EADDRINUSE|[Aa]ddress already in use",
@@ -73,7 +73,9 @@ _RANK_ERROR = re.compile(r"^(?:\[\w+\]:)?\[rank\d+\]: (\w[\w.]*(?:Error|Exceptio
 _ECHO = re.compile(r"Connection closed by peer|NCCL")
 
 
-def judge_exit(status: int, stopped: Stopped | None, limit_seconds: float, log_tail: str) -> Failure | None:
+def judge_exit(
+    status: int, stopped: Stopped | None, limit_seconds: float, log_tail: str, disk_full: bool = False
+) -> Failure | None:
     """Return why an engine failed that ended with `status` (negative: the signal), or None: look at its output."""
     if stopped is Stopped.TIMED_OUT:
         excerpt = excerpt_of(log_tail)
@@ -83,6 +85,8 @@ def judge_exit(status: int, stopped: Stopped | None, limit_seconds: float, log_t
         return Failure(ErrorCode.ENGINE_HUNG, text, excerpt_of(log_tail))
     if status == 0:
         return None
+    if disk_full:
+        return Failure(ErrorCode.DISK_FULL, _DISK_FULL, excerpt_of(log_tail))
     for pattern, code, sentence in _CAUSES:
         if found := re.search(pattern, log_tail):
             return Failure(code, sentence, _around(log_tail, found.start()))
@@ -125,11 +129,12 @@ def _defect(output: Output, planned: int, extra: int) -> str:
     return ""
 
 
-def redact(text: str, secrets: Sequence[tuple[str, str]]) -> str:
-    """Replace the server's own paths by what they are to a reader; the longest first, for one may begin another."""
-    for path, name in sorted(secrets, key=lambda pair: -len(pair[0])):
-        text = text.replace(path, name)
-    return text
+_FOLDERS = re.compile(r"(?<![\w.:/<>-])/(?:[^\s/'\":,;()<>|]+/)+")
+
+
+def redact(text: str) -> str:
+    """Leave of each absolute path its last part: a reader needs the file's name, not how the server is laid out."""
+    return _FOLDERS.sub("…/", text)
 
 
 def excerpt_of(log_tail: str) -> str:

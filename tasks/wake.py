@@ -22,7 +22,8 @@ class Bell:
     """The scheduler's end of the FIFO."""
 
     def __init__(self, fifo: Path) -> None:
-        with suppress(FileExistsError):
+        if not fifo.is_fifo():
+            fifo.unlink(missing_ok=True)  # a backup that was restored may have made it a plain file
             os.mkfifo(fifo, 0o600)
         # Open for both ways, so that it never reads as closed when the last ringer leaves.
         self._descriptor = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -30,8 +30,11 @@ _POLICY = (
 
 def openapi(manager: TaskManager) -> Response:
     """Answer with the document."""
-    names = [engine.name for engine in manager.health().engines]
-    return Response(json.dumps(document(names)), content_type="application/json", headers={"Cache-Control": "no-cache"})
+    return Response(
+        json.dumps(document(manager.engine_names())),
+        content_type="application/json",
+        headers={"Cache-Control": "no-cache"},
+    )
 
 
 def page() -> Response:

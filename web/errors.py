@@ -6,6 +6,7 @@ to what the client is told. A handler never catches anything.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -129,6 +130,16 @@ def _database(error: OperationalError) -> ApiError:
     raise error
 
 
+def _system(error: OSError) -> ApiError:
+    """Say what the machine is short of; any other error of the system is a bug."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _storage_full()
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EROFS):
+        log.error("the system is short of something", exc_info=error)
+        return ApiError(Code.BUSY, "the server is short of resources; try again", retry_after=BUSY_RETRY_SECONDS)
+    raise error
+
+
 def _storage_full() -> ApiError:
     return ApiError(Code.STORAGE_FULL, "no storage is left on the server")
 
@@ -171,6 +182,7 @@ def register(app: Flask) -> None:
     app.register_error_handler(ApiError, respond)
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(OperationalError, lambda error: respond(_database(error)))
+    app.register_error_handler(OSError, lambda error: respond(_system(error)))
     for kind, translate in _TRANSLATIONS.items():
         app.register_error_handler(kind, _translated(translate))
     app.register_error_handler(Exception, _bug)

@@ -21,7 +21,7 @@ from web.inputs import Inputs, Source
 from web.parse import parse_json, parse_text
 
 KINDS: tuple[Kind, ...] = ("image", "audio")
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 
 def register(app: Flask) -> None:
@@ -63,7 +63,7 @@ def idempotency_key() -> str | None:
     """Return the request's Idempotency-Key, if it has one. Raises Invalid."""
     key = request.headers.get("Idempotency-Key")
     if key is not None and not _KEY.fullmatch(key):
-        raise invalid("Idempotency-Key", "must be 1 to 255 visible ASCII characters")
+        raise invalid("Idempotency-Key", "must be 1 to 255 printable ASCII characters")
     return key
 
 

@@ -88,7 +88,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
             200: _json("The task.", wire.TaskAnswer, "ETag", "Retry-After"),
             304: Reply("It has not changed.", {}, ("ETag", "Retry-After")),
         },
-        errors=(400, 404, 410, 503),
+        errors=(400, 404, 410, 503, 507),
     ),
     ("DELETE", "/api/v1/task/{task_id}"): Operation(
         id="deleteTask", says="Cancel a task, or remove an ended one",
@@ -97,12 +97,12 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
             202: _json("It runs and is being cancelled.", wire.TaskAnswer),
             204: Reply("It had ended; its record, inputs and outputs are gone.", {}),
         },
-        errors=(400, 404, 410, 503),
+        errors=(400, 404, 410, 503, 507),
     ),
     ("GET", "/api/v1/task/{task_id}/log"): Operation(
         id="getLog", says="The engine's log, from a byte on, also while it runs", query=wire.LogQuery,
         replies={200: Reply("Text, at most 1 MiB.", {"text/plain": TEXT}, ("X-Log-Offset",))},
-        errors=(400, 404, 410, 503),
+        errors=(400, 404, 410, 503, 507),
     ),
     ("GET", "/api/v1/tasks"): Operation(
         id="listTasks", says="Tasks, newest first", query=wire.TasksQuery,

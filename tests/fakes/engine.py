@@ -95,6 +95,18 @@ def leave_a_child() -> int:
     return copy()
 
 
+def remove_log() -> int:
+    os.remove("engine.log")
+    print("last words: nobody keeps this")
+    return 4
+
+
+def many_notes() -> int:
+    for number in range(200):
+        say("note", code=f"n{number}", message="again")
+    return copy()
+
+
 def dump() -> int:
     with open(os.path.join(OUTPUT, "..", "seen.json"), "w") as file:
         json.dump({"argv": sys.argv[1:], "environ": dict(os.environ), "cwd": os.getcwd()}, file)

@@ -269,6 +269,57 @@ def test_only_one_of_two_managers_schedules_and_the_other_takes_over(bench: Benc
     assert len(bench.starts.read_text().splitlines()) == 4
 
 
+def test_an_engine_that_removes_its_log_is_judged_all_the_same(bench: Bench) -> None:
+    manager = bench.open("remove_log")
+    task = bench.ended(manager, bench.submit(manager))
+    assert (task.status, task.failure.code) == (Status.FAILED, ErrorCode.ENGINE_FAILED)
+    assert "last words" in task.failure.message
+    assert task.attempt == 1
+
+
+def test_a_chatty_engine_s_notes_are_bounded(bench: Bench) -> None:
+    manager = bench.open("many_notes")
+    task = bench.ended(manager, bench.submit(manager))
+    assert task.status is Status.COMPLETED, task.failure
+    assert len(task.notes) == 20
+
+
+def test_a_stopped_runner_is_killed_and_its_task_tried_again(bench: Bench) -> None:
+    manager = bench.open(
+        "hang", settings={"runner": {"heartbeat_seconds": 0.2, "lease_seconds": 3, "poll_seconds": 0.05}}
+    )
+    task = bench.until(manager, bench.submit(manager), lambda seen: seen.runner is not None)
+    os.kill(task.runner.pid, signal.SIGSTOP)
+    task = bench.until(manager, task, lambda seen: seen.attempt == 2 and seen.runner is not None)
+    manager.delete(task.id, "default")
+    assert bench.ended(manager, task).status is Status.CANCELLED
+
+
+def test_a_killed_or_stopped_spawner_is_replaced(bench: Bench) -> None:
+    manager = bench.open()
+    assert bench.ended(manager, bench.submit(manager)).status is Status.COMPLETED
+    for number in (signal.SIGKILL, signal.SIGSTOP):
+        spawners = [p for p in psutil.Process().children() if any("tasks.spawner" in part for part in p.cmdline())]
+        assert len(spawners) == 1
+        spawners[0].send_signal(number)
+        task = bench.ended(manager, bench.submit(manager))
+        assert (task.status, task.attempt) == (Status.COMPLETED, 1)
+        assert len(bench.starts_of(task)) == 1
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_bell_that_is_no_fifo_is_mended_or_told(bench: Bench, kind: str) -> None:
+    data = bench.folder / "data"
+    data.mkdir()
+    (data / "wake").mkdir() if kind == "folder" else (data / "wake").touch()
+    manager = bench.open()
+    task = bench.submit(manager)
+    if kind == "folder":
+        assert "no process schedules tasks at present" in manager.health().reasons
+        (data / "wake").rmdir()
+    assert bench.ended(manager, task).status is Status.COMPLETED
+
+
 def test_a_slot_that_is_still_held_is_waited_for(bench: Bench) -> None:
     manager = bench.open()
     held = try_lock(manager.folders.slots / "cpu-0.lock")

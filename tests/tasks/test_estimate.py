@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.estimate import Learned, Work, expected_work, lesson, pace, queue_wait
+from tasks.estimate import Learned, Lesson, Work, expected_work, lesson, pace, queue_wait
 from tasks.model import Phase
 from tasks.profile import Estimate
 from utils.plan import VideoPlan
@@ -26,21 +26,35 @@ def test_work_scales_with_pixels_but_loading_does_not() -> None:
     assert (work.load, work.generate) == (2.0, pytest.approx(11.0))
 
 
+def learn(*lessons: Lesson) -> Learned:
+    known = Learned.nothing(lessons[0])
+    for taught in lessons:
+        known = known.after(taught)
+    return known
+
+
 def test_a_lesson_turns_the_next_estimate_towards_what_was_seen() -> None:
-    first = lesson("p", RATES, PLAN, 3, load=4.0, generate=44.0)
-    assert (first.load_seconds, first.rate_factor) == (4.0, pytest.approx(2.0))
-    assert expected_work(RATES, first, PLAN, 3).generate == pytest.approx(44.0)
-    second = first.merged(lesson("p", RATES, PLAN, 3, load=4.0, generate=22.0))
-    assert second.samples == 2
-    assert 1.0 < second.rate_factor < 2.0
+    once = learn(lesson("p", RATES, PLAN, 3, load=4.0, generate=44.0))
+    assert (once.samples, once.load_seconds, once.rate_factor) == (1, 4.0, pytest.approx(2.0))
+    assert expected_work(RATES, once, PLAN, 3).generate == pytest.approx(44.0)
+    twice = once.after(lesson("p", RATES, PLAN, 3, load=4.0, generate=22.0))
+    assert (twice.samples, twice.rate_factor) == (2, pytest.approx(1.5))
 
 
 def test_many_lessons_converge_on_the_truth() -> None:
     known = Learned("p", 1, 10.0, 5.0)
     for _ in range(20):
-        known = known.merged(Learned("p", 1, 2.0, 1.0))
+        known = known.after(Lesson("p", 2.0, 1.0, guess=60.0, first_load=1.0))
     assert known.load_seconds == pytest.approx(2.0, rel=0.01)
     assert known.rate_factor == pytest.approx(1.0, rel=0.01)
+
+
+def test_tiny_tasks_whose_time_is_all_fixed_cost_do_not_spoil_the_rate() -> None:
+    good = learn(lesson("p", RATES, PLAN, 3, load=2.0, generate=22.0))
+    tiny = VideoPlan(clips=1, frames=5, width=64, height=64)
+    for _ in range(10):
+        good = good.after(lesson("p", RATES, tiny, 1, load=2.0, generate=1.0))
+    assert good.rate_factor == pytest.approx(1.0, rel=0.5)
 
 
 def test_a_profile_without_rates_teaches_no_infinite_factor() -> None:

@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from tasks.estimate import Learned
+from tasks.estimate import Learned, Lesson
 from tasks.model import (
     ErrorCode,
     Event,
@@ -38,6 +38,9 @@ from tests.tasks.test_model import VIDEO
 CLAIM = Facts(slot="cpu-0", profile="preview_cpu")
 DONE = Facts(result=Result("video.mp4", "poster.jpg", VIDEO))
 BROKEN = Facts(failure=Failure(ErrorCode.ENGINE_FAILED, "it broke", "the log"))
+
+
+OWN = [("preview", "preview_cpu")]
 
 
 class Clock:
@@ -173,9 +176,15 @@ def test_turns_go_by_priority_then_by_submission(store: Store) -> None:
         [Priority.NORMAL, Priority.LOW, Priority.HIGH, Priority.NORMAL, Priority.HIGH], 1
     ):
         submit(store, number, priority=priority)
-    assert [task.seq for task in store.queued(10)] == [3, 5, 1, 4, 2]
+    assert [task.seq for task in store.queued(10, OWN)] == [3, 5, 1, 4, 2]
     positions = {task.seq: ahead.tasks + 1 for task, ahead in store.page("default", [], 10, None)}
     assert positions == {3: 1, 5: 2, 1: 3, 4: 4, 2: 5}
+
+
+def test_tasks_of_profiles_that_left_the_table_wait_without_holding_others_up(store: Store) -> None:
+    submit(store, 1, profile="gone")
+    submit(store, 2)
+    assert [task.seq for task in store.queued(1, OWN)] == [2]
 
 
 def test_the_backlog_adds_the_work_that_waits_and_what_is_left_of_the_running(store: Store, clock: Clock) -> None:
@@ -247,7 +256,7 @@ def test_of_two_submits_with_one_key_at_once_one_task_comes(store: Store) -> Non
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(once, range(1, 9)))) == 1
-    assert len(store.queued(10)) == 1
+    assert len(store.queued(10, OWN)) == 1
 
 
 @pytest.mark.parametrize("deleted", [False, True], ids=["kept", "deleted"])
@@ -299,7 +308,7 @@ def test_pages_follow_one_another_without_gaps_or_repeats(store: Store) -> None:
 
 def test_lessons_outlive_the_process(store: Store, tmp_path: Path) -> None:
     task = started(store)
-    store.finish(task.id, 1, Event.COMPLETE, DONE, Learned("p", 1, 2.0, 1.5))
+    store.finish(task.id, 1, Event.COMPLETE, DONE, Lesson("p", 2.0, 1.5, guess=60.0, first_load=1.0))
     again = Store(f"sqlite:///{tmp_path / 'avatar.db'}", tmp_path)
     assert again.learned("p") == Learned("p", 1, 2.0, 1.5)
     assert again.learned("q") is None

@@ -98,6 +98,21 @@ def test_an_excerpt_is_the_last_lines_without_control_characters() -> None:
     assert max(map(len, excerpt_of("x" * 5000).splitlines())) <= 300
 
 
-def test_redaction_replaces_the_longest_path_first() -> None:
-    names = [("/srv", "<data>"), ("/srv/tasks/t", "<task>")]
-    assert redact("open /srv/tasks/t/in.wav and /srv/db", names) == "open <task>/in.wav and <data>/db"
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("open /srv/tasks/t/in.wav and '/opt/a b/c.pth'", "open …/in.wav and '…/a b/c.pth'"),
+        ("FileNotFoundError: /opt/secret/LiveAvatar/ckpt.pth", "FileNotFoundError: …/ckpt.pth"),
+        ('File "/usr/lib/python3/x.py", line 3', 'File "…/x.py", line 3'),
+        ("see https://example.com/a/b for 1/2 of it", "see https://example.com/a/b for 1/2 of it"),
+        ("ckpt/Wan2.2/config.json", "ckpt/Wan2.2/config.json"),
+    ],
+)
+def test_no_folder_of_the_server_is_shown(text: str, shown: str) -> None:
+    assert redact(text) == shown
+
+
+def test_a_full_disk_is_seen_although_its_message_could_not_be_written() -> None:
+    failure = judge_exit(1, None, 0.0, "", disk_full=True)
+    assert failure is not None
+    assert failure.code is ErrorCode.DISK_FULL
