@@ -238,7 +238,9 @@ def test_a_gpu_in_mig_mode_without_instances_cannot_be_used(machine: Path) -> No
 def test_nothing_is_started_before_start_and_nothing_is_left_after_stop(machine: Path) -> None:
     nvml.write(machine, fleet(1))
     watched = GpuProbe(0.05, AMPLE)
+    asked = time.monotonic()
     before = watched.refresh(AMPLE)
+    assert time.monotonic() - asked < AMPLE / 2
     assert (before.gpus, before.stale, before.reason) == ((), True, "NVML has not answered yet")
     assert not children()
     assert all(thread.name != "gpu-probe" for thread in threading.enumerate())
@@ -289,12 +291,17 @@ def test_nvml_is_opened_once_and_shut_before_it_is_opened_again(
     assert (counted(calls, "nvmlInitWithFlags"), counted(calls, "nvmlShutdown")) == (2, 1)
 
 
-def test_without_a_driver_no_child_waits_and_a_driver_is_found_when_it_comes(
-    machine: Path, started: Callable[..., GpuProbe]
+def test_without_a_driver_no_child_waits_and_one_is_looked_for_less_often(
+    machine: Path, tmp_path: Path, started: Callable[..., GpuProbe]
 ) -> None:
-    watched = started()
-    assert watched.refresh(AMPLE).driver is None
+    calls = tmp_path / "calls"
+    nvml.write(machine, fail={"nvmlInitWithFlags": nvml.DRIVER_NOT_LOADED}, calls=calls)
+    began = time.monotonic()
+    watched = started(interval_seconds=0.1)
+    assert until(lambda: not watched.snapshot().stale)
     assert not children()
+    assert until(lambda: counted(calls, "nvmlInitWithFlags") == 2)
+    assert time.monotonic() - began > 10 * 0.1
     nvml.write(machine, fleet(8))
     assert until(lambda: len(watched.snapshot().gpus) == 8)
 
