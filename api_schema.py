@@ -297,13 +297,16 @@ class EngineAnswer(Answer):
 
 
 class GpuAnswer(Answer):
-    """A GPU; memory in GiB."""
+    """A GPU, or an instance of one in MIG mode; memory in GiB, `processes` those that compute on it, anyone's."""
 
     index: int
     name: str
     uuid: str
     total_gib: float
     free_gib: float
+    capability: str | None
+    processes: int
+    mig: bool
 
 
 class QueueAnswer(Answer):

@@ -94,9 +94,10 @@ class Admission:
         """Return why a profile can run nothing here, or an empty text."""
         if profile.gpus == 0:
             return "" if self.cpu_slots else "no CPU slots are configured (slots.cpu)"
-        params = Params.smallest()
-        smallest = choose_profile([profile], params, Portrait(64, 64), self._idle_cards([profile]), self.policy)
-        return "" if smallest else f"it needs {what_would_fit([profile], Portrait(1600, 900), params.size)}"
+        # A usual picture: one of 64x64 pixels would fit nearly anywhere.
+        params, portrait = Params.smallest(), Portrait(1600, 900)
+        smallest = choose_profile([profile], params, portrait, self._idle_cards([profile]), self.policy)
+        return "" if smallest else f"it needs {what_would_fit([profile], portrait, params.size)}"
 
     def _runnable(self, engine: Engine) -> list[Profile]:
         return [profile for profile in engine.profiles if (self.root / profile.script).is_file()]

@@ -52,12 +52,13 @@ _CAUSES: tuple[tuple[str, ErrorCode, str], ...] = (
         "a port that the engine needs is in use by another process on this host",
     ),
     (
-        rf"HeaderTooLarge|MetadataIncompleteBuffer|InvalidHeaderDeserialization|{_LORA}",
+        # The base network's shards are of the same format; what is read while merging is the LoRA's file.
+        rf"Merging LoRA weights(?:(?!LoRA merged)[\s\S])*SafetensorError|{_LORA}",
         ErrorCode.LORA_INVALID,
         "the LoRA file cannot be used: fetch it anew and check its path",
     ),
     (
-        rf"(?:FileNotFoundError|OSError|RuntimeError)[^\n]*(?:{_MODEL_FILES})",
+        rf"SafetensorError|(?:FileNotFoundError|OSError|RuntimeError)[^\n]*(?:{_MODEL_FILES})",
         ErrorCode.WEIGHTS_MISSING,
         "files of the model are missing or damaged: `make doctor` lists them",
     ),

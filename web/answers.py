@@ -28,6 +28,7 @@ from api_schema import (
 from task_manager import Health, TaskView
 from tasks.model import Priority, Result, Task
 from tasks.store import Upload
+from utils.gpu import Gpu
 
 JSON = "application/json"
 
@@ -81,9 +82,23 @@ def health_answer(health: Health) -> HealthAnswer:
     return HealthAnswer(
         status="degraded" if health.reasons else "healthy", model_loaded=health.model_loaded, version=VERSION,
         engines=[EngineAnswer.model_validate(asdict(engine)) for engine in health.engines],
-        gpus=[GpuAnswer(**asdict(gpu)) for gpu in health.gpus],
+        gpus=[_gpu(gpu) for gpu in health.gpus],
         queue=QueueAnswer(queued=health.queued, processing=health.processing), reasons=list(health.reasons),
     )  # fmt: skip
+
+
+def _gpu(gpu: Gpu) -> GpuAnswer:
+    capability = ".".join(map(str, gpu.capability)) if gpu.capability else None
+    return GpuAnswer(
+        index=gpu.index,
+        name=gpu.name,
+        uuid=gpu.uuid,
+        total_gib=gpu.total_gib,
+        free_gib=gpu.free_gib,
+        capability=capability,
+        processes=len(gpu.processes),
+        mig=gpu.mig,
+    )
 
 
 def _basics(view: TaskView) -> dict[str, Any]:

@@ -27,7 +27,20 @@ from tasks.verdict import EXCERPT_LINES, Output, Stopped, excerpt_of, judge_exit
         (1, None, "[rank2]: torch.distributed.DistBackendError: NCCL error in: x", ErrorCode.NCCL_ERROR, "NCCL"),
         (1, None, "RuntimeError: [Errno 98] EADDRINUSE", ErrorCode.PORT_IN_USE, "port"),
         (1, None, "FileNotFoundError: ckpt/Wan2.2-S2V-14B/Wan2.1_VAE.pth", ErrorCode.WEIGHTS_MISSING, "make doctor"),
-        (1, None, "safetensors_rust.SafetensorError: HeaderTooLarge", ErrorCode.LORA_INVALID, "LoRA"),
+        (
+            1,
+            None,
+            "Merging LoRA weights from x\n[rank0]: safetensors_rust.SafetensorError: header too large",
+            ErrorCode.LORA_INVALID,
+            "LoRA",
+        ),
+        (
+            1,
+            None,
+            "[rank0]: safetensors_rust.SafetensorError: header too large",
+            ErrorCode.WEIGHTS_MISSING,
+            "make doctor",
+        ),
         (
             1,
             None,

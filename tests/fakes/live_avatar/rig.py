@@ -132,7 +132,7 @@ class Rig:
         null = os.open(os.devnull, os.O_RDONLY)
         try:
             engine = EngineProcess(
-                [*wrapper, *argv], folder, folder / "engine.log", self.environ(LIVE_AVATAR_FAKE=fake), null
+                [*wrapper, *argv], folder, folder / "engine.log", self.environ(LIVE_AVATAR_FAKE=fake), [null]
             )
         finally:
             os.close(null)
