@@ -5,13 +5,16 @@ PY := $(VENV)/bin/python
 SHELLS := $(wildcard scripts/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup setup-dev serve test lint bench constraints
+.PHONY: help demo doctor setup setup-dev serve test lint bench constraints
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: setup ## portrait + speech -> talking video, through the HTTP API, on this machine's CPU
 	@$(PY) scripts/demo.py
+
+doctor: setup ## what can run on this machine, and why the rest cannot
+	@$(PY) scripts/doctor.py
 
 setup: $(VENV)/installed ## install what the service needs
 
