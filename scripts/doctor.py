@@ -40,7 +40,8 @@ def main() -> int:
         policy=settings.gpus.policy,
         cards=lambda: cards,
     )
-    return 0 if any([_tell_engine(admission, engine) for engine in table.engines]) else 1
+    able = [_tell_engine(admission, engine) for engine in table.engines]
+    return 0 if any(able) else 1
 
 
 def _tell_gpus(snapshot: GpuSnapshot, devices: str | None) -> None:
@@ -48,9 +49,8 @@ def _tell_gpus(snapshot: GpuSnapshot, devices: str | None) -> None:
     for gpu in snapshot.gpus:
         capability = ".".join(map(str, gpu.capability or ())) or "unknown"
         busy = f", {len(gpu.processes)} processes on it" if gpu.processes else ""
-        print(
-            f"GPU {gpu.index}      {gpu.name}, capability {capability}, {gpu.free_gib:.1f} of {gpu.total_gib:.1f} GiB free{busy}"
-        )
+        memory = f"{gpu.free_gib:.1f} of {gpu.total_gib:.1f} GiB free"
+        print(f"GPU {gpu.index}      {gpu.name}, capability {capability}, {memory}{busy}")
     for index, reason in snapshot.lost:
         print(f"GPU {index}      lost: {reason}")
     if devices is not None:
