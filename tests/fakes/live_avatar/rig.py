@@ -75,7 +75,7 @@ class Run:
     def cause(self) -> str:
         """The last line of a traceback in the log that names a rank's exception, if not an echo of another's."""
         found = re.findall(r"^(?:\[default\d+\]:)?\[rank\d+\]: (\w[\w.]*(?:Error|Exception)\b.*)", self.log, re.M)
-        own = [line for line in found if "Connection closed by peer" not in line]
+        own = [line for line in found if not re.search("Connection (closed|reset) by peer", line)]
         return str((own or found or [""])[-1])
 
 

@@ -22,6 +22,8 @@ from types import FrameType
 from typing import TextIO
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+VERSION = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+PACKAGES = os.path.join(os.path.dirname(os.path.dirname(sys.executable)), "lib", VERSION, "site-packages")
 POLL_SECONDS = 0.02
 STDOUT, STDERR = 1, 2
 
@@ -108,7 +110,7 @@ class Workers:
         for rank in range(self.count):
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, self.args.training_script, *self.args.training_script_args],
+                    [sys.executable, "-S", self.args.training_script, *self.args.training_script_args],
                     env=self.environment(rank), start_new_session=True,
                     stdout=self.output(rank, STDOUT), stderr=self.output(rank, STDERR),
                 )
@@ -119,7 +121,7 @@ class Workers:
             "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.count, "LOCAL_WORLD_SIZE": self.count,
             "GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port,
             "TORCHELASTIC_RUN_ID": f"{self.run_id}-{self.port}", "TORCHELASTIC_RESTART_COUNT": 0,
-            "PYTHONPATH": os.path.join(HERE, "site"),
+            "PYTHONPATH": f"{HERE}/site:{PACKAGES}",
         }  # fmt: skip
         threads = {"OMP_NUM_THREADS": "1"} if self.count > 1 else {}
         return {**threads, **os.environ, **{name: str(value) for name, value in own.items()}}

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import struct
 import wave
-from dataclasses import dataclass
-from fractions import Fraction
+from typing import NamedTuple
 
 import standin
 
@@ -17,8 +15,7 @@ OVERSHOOT_FRAMES = 2
 """`-shortest` keeps a little more than the sound: 292 frames of 11.6 s."""
 
 
-@dataclass(frozen=True)
-class Pictures:
+class Pictures(NamedTuple):
     """What stands for the tensor of all frames."""
 
     frames: int
@@ -46,6 +43,8 @@ def size_of(image: str) -> tuple[int, int]:
 
 def write_pictures(path: str, video: Pictures) -> None:
     """Write the frames without sound. A square walks over a plain ground."""
+    from fractions import Fraction
+
     import av
 
     frames = video.frames // 2 if "short" in standin.MODES else video.frames
@@ -100,4 +99,4 @@ def merge(silent: str, audio: str, target: str) -> None:
 
 
 def move(source: str, target: str) -> None:
-    shutil.move(source, target)
+    os.replace(source, target)

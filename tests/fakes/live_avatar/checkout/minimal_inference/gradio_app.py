@@ -9,11 +9,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import random
 import sys
 import time
 import traceback
-from datetime import datetime
 from typing import Any
 
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -79,7 +77,7 @@ def _parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.size is None:
         args.size = "704*384" if args.single_gpu or args.num_gpus_dit == 1 else "720*400"
-    args.base_seed = args.base_seed if args.base_seed >= 0 else random.randint(0, sys.maxsize)
+    args.base_seed = args.base_seed if args.base_seed >= 0 else int.from_bytes(os.urandom(4), "little")
     return args
 
 
@@ -156,7 +154,7 @@ def _run_inference_computation(
         if global_rank == global_save_rank:
             name = prompt.replace(" ", "_").replace("/", "_")[:50]
             os.makedirs(global_args.save_dir, exist_ok=True)
-            name = f"{datetime.now():%Y%m%d_%H%M%S}_{sample_steps}step_{name}.mp4"
+            name = f"{time.strftime('%Y%m%d_%H%M%S')}_{sample_steps}step_{name}.mp4"
             path = os.path.join(global_args.save_dir, name)
             logging.info(f"Saving generated video to {path}")
             save_video(tensor=video, save_file=path, fps=global_cfg.sample_fps)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import random
 import sys
-from datetime import datetime
+import time
 from typing import Any
 
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -87,7 +86,7 @@ def parse() -> argparse.Namespace:
             setattr(args, name, value)
     if args.sample_steps is None:
         args.sample_steps = WAN_CONFIGS[args.task].sample_steps
-    args.base_seed = args.base_seed if args.base_seed >= 0 else random.randint(0, sys.maxsize)
+    args.base_seed = args.base_seed if args.base_seed >= 0 else int.from_bytes(os.urandom(4), "little")
     return args
 
 
@@ -111,7 +110,7 @@ def choose_mode(args: argparse.Namespace, world_size: int) -> type:
 def file_name(args: argparse.Namespace) -> str:
     """The name of a video for which no file was given: glued to the folder's, and in need of a LoRA's path."""
     words = args.prompt.replace(" ", "_").replace("/", "_")[:50]
-    name = f"{datetime.now():%Y%m%d_%H%M%S}_{args.sample_steps}step_{words}"
+    name = f"{time.strftime('%Y%m%d_%H%M%S')}_{args.sample_steps}step_{words}"
     if args.lora_path_dmd.endswith(".pt"):
         name += "_" + args.lora_path_dmd.split("/")[-1].split(".")[0]
     return f"{args.save_dir or './output/'}{name}.mp4"
