@@ -58,7 +58,7 @@ _CAUSES: tuple[tuple[str, ErrorCode, str], ...] = (
         "the LoRA file cannot be used: fetch it anew and check its path",
     ),
     (
-        rf"SafetensorError|(?:FileNotFoundError|OSError|RuntimeError)[^\n]*(?:{_MODEL_FILES})",
+        rf"missing weights: |SafetensorError|(?:FileNotFoundError|OSError|RuntimeError)[^\n]*(?:{_MODEL_FILES})",
         ErrorCode.WEIGHTS_MISSING,
         "files of the model are missing or damaged: `make doctor` lists them",
     ),
@@ -71,7 +71,7 @@ _CAUSES: tuple[tuple[str, ErrorCode, str], ...] = (
 """Texts of a log that tell a cause, the most telling first: what one rank dies of makes the others report NCCL."""
 
 _RANK_ERROR = re.compile(r"^(?:\[\w+\]:)?\[rank\d+\]: (\w[\w.]*(?:Error|Exception)\b.*)")
-_ECHO = re.compile(r"Connection closed by peer|NCCL")
+_ECHO = re.compile(r"Connection (?:closed|reset) by peer|NCCL")
 
 
 def judge_exit(
@@ -101,7 +101,7 @@ def judge_exit(
 
 def _cause(log_tail: str) -> str:
     """Return the line that names the error: of several processes the last that is no echo of another's death."""
-    lines = excerpt_lines(log_tail)
+    lines = [line for line in excerpt_lines(log_tail) if line.strip("=- ")]  # not the rules of torchrun's table
     named = [found[1] for line in lines if (found := _RANK_ERROR.match(line)) and not _ECHO.search(found[1])]
     return named[-1] if named else (lines[-1].strip() if lines else "")
 

@@ -48,6 +48,8 @@ from tasks.verdict import EXCERPT_LINES, Output, Stopped, excerpt_of, judge_exit
             ErrorCode.ENGINE_FAILED,
             "status 1: AssertionError: At least 5 GPUs",
         ),
+        (1, None, "real cause\n============", ErrorCode.ENGINE_FAILED, "status 1: real cause"),
+        (78, None, "live avatar: missing weights: ckpt/x is not there", ErrorCode.WEIGHTS_MISSING, "make doctor"),
         (1, None, "[rank0]: KeyError: '5'\n[rank0]: KeyError: '5'", ErrorCode.ENGINE_FAILED, "status 1"),
         (
             1,
