@@ -3,7 +3,8 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 python=.venv/bin/python
-workers=${TEST_WORKERS:-$(nproc 2>/dev/null || echo 2)}
+# One more than there are cores: many tests wait for a process or a socket.
+workers=${TEST_WORKERS:-$(($(nproc 2>/dev/null || echo 2) + 1))}
 
 "$python" -m pytest -q -n "$workers" --dist worksteal -m "not alone" "$@"
 shared=$?

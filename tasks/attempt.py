@@ -93,7 +93,7 @@ class Attempt:
         self.notes: list[Note] = []
         self.notes_taken = 0
         self.log_size = 0
-        self.changed, self.urgent = True, True
+        self.changed = self.urgent = False  # the claim has told of `preparing`
         self.stopped: Stopped | None = None
         self.kill_at: float | None = None
         self.next_tell = self.next_look = self.next_beat = self.began

@@ -45,7 +45,7 @@ def since_epoch(stamp: str) -> float:
 def test_two_hundred_tasks_and_twenty_previews_at_once_all_complete_in_order(
     service: Callable[..., Service], tmp_path: Path, portrait: Path, voice: Path, workers: int
 ) -> None:
-    run = service(workers, fake={"script": str(write_fast_script(tmp_path))}, AVATAR_SLOTS__CPU="2")
+    run = service(workers, fake={"script": str(write_fast_script(tmp_path))}, AVATAR_SLOTS__CPU="4")
     image, audio = run.upload("image", portrait), run.upload("audio", voice)
     engines = ["preview" if n % 11 == 10 else "fake" for n in range(COPIES + PREVIEWS)]
     assert Counter(engines) == {"fake": COPIES, "preview": PREVIEWS}

@@ -207,7 +207,7 @@ def test_of_two_requests_with_one_key_at_once_one_makes_the_task(service: Servic
     assert service.queued() == 1
 
 
-@pytest.mark.parametrize("key", ["", "a b", "é", "k" * 256, "a\tb"])
-def test_a_key_that_is_no_visible_ascii_is_refused(client: FlaskClient, key: str) -> None:
+@pytest.mark.parametrize("key", ["", "é", "k" * 256, "a\tb"])
+def test_a_key_that_is_no_printable_ascii_is_refused(client: FlaskClient, key: str) -> None:
     answer = client.post(GENERATE, json={}, headers={"Idempotency-Key": key})
     assert (answer.status_code, answer.json["errors"][0]["field"]) == (400, "Idempotency-Key")
