@@ -352,8 +352,12 @@ class TaskManager:
         self.store.forget_old_keys()
         for folder in (self.folders.tasks, self.folders.results):
             known = self.store.known([path.name for path in folder.iterdir()])
-            sweep(folder, _ORPHAN_SECONDS, keep=lambda path, known=known: path.name in known)  # type: ignore[misc]
+            sweep(folder, _ORPHAN_SECONDS, keep=_named_in(known))
         sweep(self.folders.scratch, _SCRATCH_SECONDS, keep=lambda path: False)
+
+
+def _named_in(names: set[str]) -> Callable[[Path], bool]:
+    return lambda path: path.name in names
 
 
 def _portrait(submission: Submission) -> Portrait:
