@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import make_url
 from sqlalchemy.types import TypeDecorator
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration; a test holds it against the migrations folder."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -99,8 +99,10 @@ tasks = Table(
     Column("heartbeat_at", Instant),
     Column("failure", JSON),
     Column("result", JSON),
+    Column("stored_bytes", BigInteger),
     Index("tasks_by_turn", "status", "priority", "seq"),
     Index("tasks_of_tenant", "tenant", "seq"),
+    Index("tasks_by_end", "finish_time"),
     sqlite_autoincrement=True,
 )
 
@@ -133,6 +135,15 @@ uploads = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("media", JSON, nullable=False),
     Column("created_at", Instant, nullable=False),
+    Column("used_at", Instant),
+)
+
+service_state = Table(
+    "service_state",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", JSON, nullable=False),
+    Column("updated_at", Instant, nullable=False),
 )
 
 estimates = Table(

@@ -8,7 +8,7 @@ lost its attempt learns it from its next word.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tasks.estimate import Learned, Lesson
 from tasks.model import Event, Facts, LostRace, Note, Phase, RunnerId, Status, Task, advance
 from tasks.rows import row_from_task, task_from_row
 from tasks.schema import estimates, idempotency_keys, migrate, open_database, tasks, tombstones, uploads
+from tasks.service_state import ServiceState
 
 IDEMPOTENCY_TTL = timedelta(hours=24)
 """How long a key is kept after the end of its task."""
@@ -83,6 +84,7 @@ class Store:
         self._engine = open_database(url, busy_seconds)
         self._writing = self._engine.execution_options(write=True)
         self._now = now
+        self.state = ServiceState(self._engine, now)
         migrate(self._engine, lock_folder / "migrate.lock")
 
     def changes(self) -> Callable[[], bool]:
@@ -307,7 +309,8 @@ class Store:
 
     def upload(self, path: str, tenant: str) -> Upload | None:
         with self._engine.begin() as db:
-            row = db.execute(select(uploads).where(uploads.c.path == path, uploads.c.tenant == tenant)).first()
+            columns = [uploads.c[field.name] for field in fields(Upload)]
+            row = db.execute(select(*columns).where(uploads.c.path == path, uploads.c.tenant == tenant)).first()
             return None if row is None else Upload(**row._mapping)
 
     def learned(self, profile: str) -> Learned | None:

@@ -353,3 +353,14 @@ def test_processes_that_start_at_once_migrate_once(tmp_path: Path) -> None:
     assert {store.counts()[Status.QUEUED] for store in stores} == {0}
     for store in stores:
         store.close()
+
+
+def test_a_fact_about_the_service_outlives_its_writer(tmp_path: Path, store: Store) -> None:
+    assert store.state.get("drain") is None
+    store.state.set("drain", {"on": True})
+    store.state.set("drain", {"on": True, "reason": "deploy"})
+    other = Store(f"sqlite:///{tmp_path / 'avatar.db'}", tmp_path)
+    assert other.state.get("drain") == {"on": True, "reason": "deploy"}
+    other.state.set("drain", None)
+    assert store.state.get("drain") is None
+    other.close()
