@@ -297,7 +297,11 @@ class EngineAnswer(Answer):
 
 
 class GpuAnswer(Answer):
-    """A GPU, or an instance of one in MIG mode; memory in GiB, `processes` those that compute on it, anyone's."""
+    """A GPU, or an instance of one in MIG mode; memory in GiB, `processes` those that compute on it, anyone's.
+
+    `state`: free; busy with a task; settling, while an ended task's memory is on its way back; held, where it did not
+    come back in time and the GPU is used for what is free on it.
+    """
 
     index: int
     name: str
@@ -307,6 +311,7 @@ class GpuAnswer(Answer):
     capability: str | None
     processes: int
     mig: bool
+    state: Literal["free", "busy", "settling", "held"]
 
 
 class QueueAnswer(Answer):

@@ -65,6 +65,7 @@ class SlotSettings(_Section):
 class GpuSettings(_Section):
     policy: Literal["latency", "throughput"] = "latency"
     patience_seconds: float = Field(600.0, ge=0)
+    release_seconds: float = Field(60.0, ge=0)
 
 
 class EngineSettings(_Section):

@@ -31,9 +31,10 @@ from tasks.model import Event, LostRace, OutputFormat, Params, Phase, Priority, 
 from tasks.placement import Host
 from tasks.profile import EngineTable
 from tasks.scheduler import LOCK_NAME, Scheduler
+from tasks.settling import STATE_NAME, from_state, states
 from tasks.spawner import ROOT
 from tasks.spec import LOG_FILE
-from tasks.store import Backlog, IdempotencyKey, Store, utc_now
+from tasks.store import NOTHING_AHEAD, Backlog, IdempotencyKey, Store, utc_now
 from tasks.wake import ring
 from utils.file_handler import StorageFull, link_or_copy, remove_tree, sweep
 from utils.gpu import Gpu, GpuProbe
@@ -131,6 +132,8 @@ class Health:
     processing: int
     model_loaded: bool
     gpus: tuple[Gpu, ...]
+    gpu_states: Mapping[str, str]
+    """By UUID, see tasks.settling; a GPU that is not named is free."""
     reasons: tuple[str, ...]
 
 
@@ -161,7 +164,7 @@ class TaskManager:
         )  # fmt: skip
         self._scheduler = Scheduler(
             self.store, launcher, self._table, self._host, max_attempts=runner.max_attempts,
-            lease_seconds=runner.lease_seconds,
+            lease_seconds=runner.lease_seconds, release_seconds=self._settings.gpus.release_seconds,
             work_of=self._work_of, chores=self._chores,
         )  # fmt: skip
         self._scheduler.start()
@@ -232,8 +235,15 @@ class TaskManager:
         return replace(draft, work_seconds=self._work_of(draft).total)
 
     def _accepted(self, draft: Task, ahead: Backlog, now: datetime) -> Task:
-        wait = queue_wait(ahead.seconds, self._settings.slots.cpu)
+        wait = self._wait(draft, ahead)
         return replace(draft, submit_time=now, updated_at=now, estimated_seconds=wait + draft.work_seconds)
+
+    def _wait(self, task: Task, ahead: Backlog) -> float:
+        """Return the expected seconds until a queued task starts."""
+        mine = self._table.profile(task.engine, task.profile)
+        known = [(self._table.profile(*kind), seconds) for kind, seconds in ahead.seconds.items()]
+        backlog = [(profile, seconds) for profile, seconds in known if profile is not None]
+        return queue_wait(backlog, mine, self._settings.slots.cpu, len(self._hardware.gpus())) if mine else 0.0
 
     def _work_of(self, task: Task) -> Work:
         profile = self._table.profile(task.engine, task.profile)
@@ -273,7 +283,7 @@ class TaskManager:
     def _view(self, task: Task, ahead: Backlog) -> TaskView:
         if task.status is not Status.QUEUED:
             return TaskView(task, None, task.eta_seconds)
-        wait = queue_wait(ahead.seconds, self._settings.slots.cpu)
+        wait = self._wait(task, ahead)
         waited = (utc_now() - task.updated_at).total_seconds()
         return TaskView(task, ahead.tasks + 1, max(0.0, waited) + wait + task.work_seconds)
 
@@ -302,9 +312,11 @@ class TaskManager:
         against += [] if self._is_scheduled() else ["no process schedules tasks at present"]
         against += [] if self._has_space() else ["the disk of the data folder is full"]
         against += self._hardware.reasons()
+        busy = [uuid for task in self.store.processing() for uuid in task.gpus]
         return Health(
-            engines, counts[Status.QUEUED], counts[Status.PROCESSING], False, self._hardware.gpus(), tuple(against)
-        )
+            engines, counts[Status.QUEUED], counts[Status.PROCESSING], False, self._hardware.gpus(),
+            states(from_state(self.store.state.get(STATE_NAME)), busy), tuple(against),
+        )  # fmt: skip
 
     def engine_names(self) -> list[str]:
         """Return the names of the configured engines."""
@@ -332,9 +344,9 @@ class TaskManager:
             task = self.view(task_id, tenant).task
             try:
                 if task.status is Status.QUEUED:
-                    return self._view(self.store.happen(task, Event.CANCEL), Backlog(0, 0.0))
+                    return self._view(self.store.happen(task, Event.CANCEL), NOTHING_AHEAD)
                 if task.status is Status.PROCESSING:
-                    return self._view(self.store.request_cancel(task), Backlog(0, 0.0))
+                    return self._view(self.store.request_cancel(task), NOTHING_AHEAD)
                 self.store.delete(task)
                 self._remove_files(task.id)
                 return None

@@ -7,10 +7,11 @@ in pixels. The coefficients start as the engine table's guesses; each finished t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tasks.model import Phase
-from tasks.profile import Estimate
+from tasks.profile import Estimate, Profile
 from utils.plan import VideoPlan
 
 PIXELS = 704 * 384
@@ -124,6 +125,13 @@ def pace(work: Work, phase: Phase, fraction: float, elapsed: float, in_phase: fl
     return Pace(1 - _PUBLISHING + _PUBLISHING * fraction * 0.9, _PUBLISHING * work.generate * (1 - fraction))
 
 
-def queue_wait(backlog_seconds: float, slots: int) -> float:
-    """Return the expected seconds until a slot is free when `backlog_seconds` of work stand before it."""
-    return backlog_seconds / max(slots, 1)
+def queue_wait(backlog: Sequence[tuple[Profile, float]], mine: Profile, cpu_slots: int, gpus: int) -> float:
+    """Return the expected seconds until a task of profile `mine` starts, after `backlog`: seconds of work by profile.
+
+    Tasks on the CPU wait for one another's slots only, and those on GPUs for GPUs, of which each holds as many as its
+    profile says: work divided by what there is. Which tasks will really run side by side is not foreseen.
+    """
+    kind = [(profile, seconds) for profile, seconds in backlog if bool(profile.gpus) == bool(mine.gpus)]
+    if mine.gpus == 0:
+        return sum(seconds for _, seconds in kind) / max(cpu_slots, 1)
+    return sum(profile.gpus * seconds for profile, seconds in kind) / max(gpus, mine.gpus)

@@ -35,8 +35,10 @@ class Hardware:
 
     def free_cards(self) -> list[Card]:
         """Return the GPUs for placement, looked at anew; none while NVML has not answered for long."""
+        if self._is_old(self.probe.snapshot()):
+            return []  # not waited for: scheduling would stand still at every look while NVML hangs
         snapshot = self.probe.refresh(REFRESH_SECONDS)
-        if snapshot.stale and snapshot.age(time.monotonic()) > STALE_SECONDS:
+        if self._is_old(snapshot):
             return []
         return cards_of(self._visible(snapshot))
 
@@ -45,6 +47,10 @@ class Hardware:
         snapshot = self.probe.snapshot()
         silent = [f"the GPUs cannot be looked at: {snapshot.reason}"] if snapshot.stale and snapshot.gpus else []
         return silent + [f"GPU {index} is lost: {reason}" for index, reason in snapshot.lost]
+
+    @staticmethod
+    def _is_old(snapshot: GpuSnapshot) -> bool:
+        return snapshot.stale and snapshot.age(time.monotonic()) > STALE_SECONDS
 
     def _visible(self, snapshot: GpuSnapshot) -> tuple[Gpu, ...]:
         return visible(snapshot.gpus, self.cuda_visible_devices, snapshot.lost)

@@ -19,12 +19,16 @@ from tasks.profile import Build, EngineTable, Profile
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What one machine can run side by side. `policy` is "latency" or "throughput", see tasks.fit."""
+    """What one machine can run side by side. `policy` is "latency" or "throughput", see tasks.fit.
+
+    Of the `cards`, those that are `settling` still wait for the memory of a task that ended.
+    """
 
     cpu_slots: int
     cards: tuple[Card, ...] = ()
     policy: str = "latency"
     patience: timedelta = timedelta(minutes=10)
+    settling: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ def choose(
 ) -> list[Placement]:
     """Return the placements to make now: tasks of `queued`, which is in the order of turn, on what nobody holds."""
     busy_slots = {task.slot for task in running}
-    busy_cards = {uuid for task in running for uuid in task.gpus}
+    busy_cards = host.settling.union(*(task.gpus for task in running))
     slots = [slot for slot in cpu_slots(host) if slot not in busy_slots]
     cards = [card for card in host.cards if card.uuid not in busy_cards]
     placed = []

@@ -15,6 +15,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 
 from tasks.estimate import Work
 from tasks.finish import Ending
@@ -22,6 +24,7 @@ from tasks.launch import Launcher
 from tasks.model import ErrorCode, Event, Facts, Failure, LostRace, RunnerId, Task
 from tasks.placement import Host, Placement, choose
 from tasks.profile import EngineTable
+from tasks.settling import STATE_NAME, Loans, from_state, lend, settle, settling, to_state
 from tasks.store import Store, utc_now
 from tasks.wake import Bell, ring
 from utils.process import boot_id, is_alive, kill_all, try_lock, watch
@@ -32,6 +35,7 @@ LOCK_NAME = "scheduler.lock"
 
 _TAKEOVER_SECONDS = 0.5
 _LOOK_SECONDS = 5.0
+_SETTLE_SECONDS = 0.5
 _CHORES_SECONDS = 300.0
 _RETRY_SECONDS = 1.0
 _KILL_SECONDS = 5.0
@@ -56,6 +60,7 @@ class Scheduler:
         *,
         max_attempts: int,
         lease_seconds: float,
+        release_seconds: float,
         work_of: Callable[[Task], Work],
         chores: Callable[[], None],
     ) -> None:
@@ -66,6 +71,8 @@ class Scheduler:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._watched: dict[tuple[str, int], int] = {}  # attempt -> pidfd of its runner
+        self._release = timedelta(seconds=release_seconds)
+        self._loans: Loans = {}
 
     def start(self) -> None:
         self._thread.start()
@@ -98,6 +105,7 @@ class Scheduler:
         bell = Bell(self._launcher.folders.wake)
         try:
             self._launcher.spawner.warm_up()
+            self._loans = from_state(self._store.state.get(STATE_NAME))
             log.info("this process schedules")
             self._schedule(bell)
         finally:
@@ -124,26 +132,46 @@ class Scheduler:
             self._wait(bell)
 
     def _wait(self, bell: Bell) -> None:
-        """Wait for a ring, or the death of a runner, which makes its pidfd readable; `_LOOK_SECONDS` at most."""
+        """Wait for a ring, or the death of a runner, which makes its pidfd readable; `_LOOK_SECONDS` at most.
+
+        Less while a GPU gives its memory back, of which nobody rings.
+        """
         poller = select.poll()  # unlike select(), not confined to the first 1,024 descriptors of a busy server
         for descriptor in (bell.fileno(), *self._watched.values()):
             poller.register(descriptor, select.POLLIN)
-        poller.poll(_LOOK_SECONDS * 1000)
+        poller.poll((_SETTLE_SECONDS if settling(self._loans) else _LOOK_SECONDS) * 1000)
 
     # --- giving slots --------------------------------------------------------------------------------------------
 
     def _place(self) -> None:
         # Tasks whose profile left the table wait: the operator may bring it back.
         queued = self._store.queued(_AHEAD, self._table.names)
-        if not queued:
+        if not queued and not self._loans:
             return
-        for placement in choose(
-            queued, self._store.processing(), self._host(self._want_gpus(queued)), self._table, utc_now()
-        ):
-            self._launch(placement)
+        running = self._store.processing()
+        host = self._settled(self._host(bool(self._loans) or self._want_gpus(queued)), running)
+        for placement in choose(queued, running, host, self._table, utc_now()):
+            self._launch(placement, host)
 
-    def _launch(self, placement: Placement) -> None:
+    def _settled(self, host: Host, running: list[Task]) -> Host:
+        """Return the host with the GPUs marked whose memory is not back since their task ended."""
+        busy = {uuid for task in running for uuid in task.gpus}
+        loans = settle(self._loans, busy, host.cards, utc_now(), self._release)
+        for uuid, loan in loans.items():
+            if loan.overdue and not self._loans[uuid].overdue:
+                log.error("GPU %s did not get its %.1f GiB back after a task; used as it is", uuid, loan.free_gib)
+        self._note_loans(loans)
+        return replace(host, settling=settling(loans))
+
+    def _note_loans(self, loans: Loans) -> None:
+        if loans != self._loans:
+            self._store.state.set(STATE_NAME, to_state(loans))
+            self._loans = loans
+
+    def _launch(self, placement: Placement, host: Host) -> None:
         task = placement.task
+        if placement.gpus:
+            self._note_loans(lend(self._loans, host.cards, placement.gpus))
         lock = self._launcher.reserve(task.id, task.attempt + 1)
         if lock is None:
             log.error("attempt %d of task %s is already held by a process", task.attempt + 1, task.id)

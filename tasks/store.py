@@ -7,7 +7,8 @@ lost its attempt learns it from its next word.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -52,10 +53,16 @@ class IdempotencyKey:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What stands before a task that is submitted now: queued tasks, and their expected work in seconds."""
+    """What stands before a task: how many queued ones, and the seconds of work expected, by (engine, profile).
+
+    The work includes what is left of the tasks that run.
+    """
 
     tasks: int
-    seconds: float
+    seconds: Mapping[tuple[str, str], float]
+
+
+NOTHING_AHEAD = Backlog(0, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +351,7 @@ class Store:
 
     def _ahead_of(self, db: Connection, task: Task) -> Backlog:
         if task.status is not Status.QUEUED:
-            return Backlog(0, 0.0)
+            return NOTHING_AHEAD
         return self._backlog(db, int(task.priority), before=task.seq)
 
     def _backlog(self, db: Connection, priority: int, before: int | None) -> Backlog:
@@ -353,15 +360,15 @@ class Store:
         if before is not None:
             same = and_(same, tasks.c.seq < before)
         waiting = and_(tasks.c.status == Status.QUEUED.value, or_(tasks.c.priority > priority, same))
-        number, seconds = db.execute(
-            select(func.count(), func.coalesce(func.sum(tasks.c.work_seconds), 0.0)).where(waiting)
-        ).one()
-        running = select(tasks.c.updated_at, tasks.c.eta_seconds).where(tasks.c.status == Status.PROCESSING.value)
-        now = self._now()
-        left = (
-            max(0.0, (row.eta_seconds or 0.0) - (now - row.updated_at).total_seconds()) for row in db.execute(running)
-        )
-        return Backlog(number, float(seconds) + sum(left))
+        kind = (tasks.c.engine, tasks.c.profile)
+        number, seconds = 0, Counter[tuple[str, str]]()
+        by_kind = select(*kind, func.count(), func.sum(tasks.c.work_seconds)).where(waiting).group_by(*kind)
+        for engine, profile, count, work in db.execute(by_kind):
+            number, seconds[engine, profile] = number + count, work
+        running = select(*kind, tasks.c.updated_at, tasks.c.eta_seconds)
+        for engine, profile, told_at, left in db.execute(running.where(tasks.c.status == Status.PROCESSING.value)):
+            seconds[engine, profile] += max(0.0, (left or 0.0) - (self._now() - told_at).total_seconds())
+        return Backlog(number, seconds)
 
     def _learned(self, db: Connection, profile: str) -> Learned | None:
         row = db.execute(select(estimates).where(estimates.c.profile == profile)).first()

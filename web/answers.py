@@ -82,12 +82,12 @@ def health_answer(health: Health) -> HealthAnswer:
     return HealthAnswer(
         status="degraded" if health.reasons else "healthy", model_loaded=health.model_loaded, version=VERSION,
         engines=[EngineAnswer.model_validate(asdict(engine)) for engine in health.engines],
-        gpus=[_gpu(gpu) for gpu in health.gpus],
+        gpus=[_gpu(gpu, health.gpu_states.get(gpu.uuid, "free")) for gpu in health.gpus],
         queue=QueueAnswer(queued=health.queued, processing=health.processing), reasons=list(health.reasons),
     )  # fmt: skip
 
 
-def _gpu(gpu: Gpu) -> GpuAnswer:
+def _gpu(gpu: Gpu, state: str) -> GpuAnswer:
     capability = ".".join(map(str, gpu.capability)) if gpu.capability else None
     return GpuAnswer(
         index=gpu.index,
@@ -98,6 +98,7 @@ def _gpu(gpu: Gpu) -> GpuAnswer:
         capability=capability,
         processes=len(gpu.processes),
         mig=gpu.mig,
+        state=state,
     )
 
 

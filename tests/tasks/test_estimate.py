@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tasks.estimate import Learned, Lesson, Work, expected_work, lesson, pace, queue_wait
 from tasks.model import Phase
-from tasks.profile import Estimate
+from tasks.profile import Build, Estimate, Profile
 from utils.plan import VideoPlan
 
 PLAN = VideoPlan(clips=4, frames=100, width=704, height=384)
@@ -93,6 +93,18 @@ def test_pace_stays_in_range(
     assert at.eta_seconds >= 0.0
 
 
-def test_a_queue_is_shared_by_its_slots() -> None:
-    assert queue_wait(60.0, 3) == 20.0
-    assert queue_wait(60.0, 0) == 60.0
+CPU = Profile(name="cpu", script="x")
+SINGLE = Profile(name="single", script="x", gpus=1, builds=(Build(base_gib=1.0),))
+GANG = Profile(name="gang", script="x", gpus=5, builds=(Build(base_gib=1.0),))
+
+
+def test_tasks_of_the_cpu_wait_for_one_anothers_slots_only() -> None:
+    backlog = [(CPU, 60.0), (GANG, 1000.0)]
+    assert queue_wait(backlog, CPU, cpu_slots=3, gpus=8) == 20.0
+    assert queue_wait(backlog, CPU, cpu_slots=0, gpus=8) == 60.0
+
+
+def test_tasks_on_gpus_share_the_gpus_each_by_what_it_holds() -> None:
+    backlog = [(CPU, 60.0), (SINGLE, 80.0), (GANG, 16.0)]
+    assert queue_wait(backlog, SINGLE, cpu_slots=1, gpus=8) == (80.0 + 5 * 16.0) / 8
+    assert queue_wait(backlog, GANG, cpu_slots=1, gpus=0) == (80.0 + 5 * 16.0) / 5

@@ -211,3 +211,9 @@ def test_no_gang_starves_under_a_stream_of_small_tasks(count: int, seed: int) ->
             return
         busy |= {uuid: 0 for item in found for uuid in item.gpus}
     raise AssertionError("the gang never started")
+
+
+def test_a_gpu_that_settles_is_not_given_out() -> None:
+    host = Host(1, cards(2), settling=frozenset({"GPU-0"}))
+    placed = choose([live(1, "single_80gb"), live(2, "single_80gb")], [], host, TABLE, NOON)
+    assert [placement.gpus for placement in placed] == [("GPU-1",)]

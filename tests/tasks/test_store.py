@@ -194,7 +194,7 @@ def test_the_backlog_adds_the_work_that_waits_and_what_is_left_of_the_running(st
     submit(store, 3, work_seconds=5.0)
     clock.now += timedelta(seconds=4)
     _, ahead = store.get_with_backlog("gen_20261122_0000000000000003")
-    assert ahead == Backlog(1, pytest.approx(6.0 + 7.0))
+    assert ahead == Backlog(1, {OWN[0]: pytest.approx(6.0 + 7.0)})
 
 
 def test_a_full_queue_refuses_and_running_tasks_do_not_count(store: Store) -> None:
