@@ -8,17 +8,17 @@ environment, nested keys joined by `__` (`AVATAR_QUEUE__MAX_QUEUED`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tasks.profile import Engine, EngineTable
+from utils.yaml_lines import Document, YamlError
 
 ROOT = Path(__file__).resolve().parent
 
@@ -27,6 +27,8 @@ ENGINE_ENVIRONMENT = (
     "TRITON_*", "OMP_NUM_THREADS", "LIVE_AVATAR_*",
 )  # fmt: skip
 """Names of the variables that engines see of the service's environment; a trailing `*` stands for any rest."""
+
+_MOST_ERRORS = 5
 
 
 class ConfigError(ValueError):
@@ -160,17 +162,72 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
 
 
 def load_engines(settings: Settings) -> EngineTable:
-    """Read the engine table that the settings name. Raises ConfigError naming the engine, profile and key."""
+    """Read the engine table that the settings name. Raises ConfigError naming the file's line and the key."""
     path = _from_root(settings.engines.table)
-    raw = _read_yaml(path)
-    engines = [{"name": name, **_notes_as_pairs(body)} for name, body in (raw.get("engines") or {}).items()]
+    document = _read_document(path)
     try:
-        parsed = TypeAdapter(tuple[Engine, ...]).validate_python(engines)
+        parsed = _TableFile.model_validate(_with_names(document.values))
     except ValidationError as error:
-        raise ConfigError(_first_errors(error, path.name)) from error
-    for engine in parsed:
-        _refuse_repeats(f"{path.name}: engine {engine.name}", [profile.name for profile in engine.profiles])
-    return EngineTable(tuple(engine for engine in parsed if engine.enabled))
+        wrong = [(item["loc"], item["msg"].removeprefix("Value error, ")) for item in error.errors()]
+        raise ConfigError(_by_line(path, document, wrong)) from error
+    enabled = [engine for engine in parsed.engines.values() if engine.enabled]
+    if wrong := [*_wrong_names(parsed.engines), *_missing_scripts(enabled)]:
+        raise ConfigError(_by_line(path, document, wrong))
+    return EngineTable(tuple(enabled))
+
+
+class _TableFile(_Section):
+    engines: dict[str, Engine] = Field(min_length=1)
+
+
+_Loc = tuple[str | int, ...]
+
+
+def _with_names(raw: Any) -> Any:
+    """The file's form as the code's: an engine's name and its notes are keys there and values here."""
+    engines = raw.get("engines") if isinstance(raw, dict) else None
+    if not isinstance(engines, dict):
+        return {} if raw is None else raw
+    return {**raw, "engines": {name: _with_name(name, body) for name, body in engines.items()}}
+
+
+def _with_name(name: object, body: Any) -> Any:
+    if not isinstance(body, dict):
+        return body
+    notes = body.get("notes", {})
+    pairs = [{"code": code, "message": text} for code, text in notes.items()] if isinstance(notes, dict) else notes
+    return {"name": name, **body, "notes": pairs}
+
+
+def _wrong_names(engines: Mapping[str, Engine]) -> Iterator[tuple[_Loc, str]]:
+    for name, engine in engines.items():
+        if engine.name != name:
+            yield ("engines", name, "name"), "an engine's name is its key in the table"
+        seen: dict[str, int] = {}
+        for index, profile in enumerate(engine.profiles):
+            first = seen.setdefault(profile.name, index)
+            if first != index:
+                told = f"the name {profile.name!r} is used twice, first by profiles[{first}]"
+                yield ("engines", name, "profiles", index), told
+
+
+def _missing_scripts(engines: Iterable[Engine]) -> Iterator[tuple[_Loc, str]]:
+    for engine in engines:
+        for index, profile in enumerate(engine.profiles):
+            script = _from_root(Path(profile.script))
+            if not script.is_file():
+                told = "there is no such file"
+            elif not os.access(script, os.X_OK):
+                told = "the file is not executable"
+            else:
+                continue
+            yield ("engines", engine.name, "profiles", index, "script"), f"{profile.script}: {told}"
+
+
+def _by_line(path: Path, document: Document, wrong: Sequence[tuple[_Loc, str]]) -> str:
+    """Return the first errors, each as `engines.yaml:37: engines.a.profiles[0].gpus: what is wrong`."""
+    places = [(document.place(loc), text) for loc, text in wrong[:_MOST_ERRORS]]
+    return "; ".join(f"{path.name}:{place.line}: {place.path}: {text}" for place, text in places)
 
 
 def engine_environment(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -218,17 +275,23 @@ def _profile_path(chosen: str) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    loaded = _read_document(path).values
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ConfigError(f"{path}: expected keys and values at the top")
+        raise ConfigError(f"{path.name}:1: expected keys and values at the top")
     return loaded
+
+
+def _read_document(path: Path) -> Document:
+    try:
+        return Document(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8: {error.reason}") from error
+    except YamlError as error:
+        raise ConfigError(f"{path.name}:{error.line}: {error}") from error
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,23 +302,8 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _notes_as_pairs(body: object) -> dict[str, Any]:
-    if not isinstance(body, dict):
-        raise ConfigError("engines: each engine needs keys of its own")
-    notes = [{"code": code, "message": text} for code, text in (body.get("notes") or {}).items()]
-    return {**body, "notes": notes}
-
-
-def _refuse_repeats(where: str, names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ConfigError(f"{where}: the name {name!r} is used twice")
-        seen.add(name)
-
-
 def _first_errors(error: ValidationError, where: str) -> str:
-    lines = [f"{where}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]]
+    lines = [f"{where}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:_MOST_ERRORS]]
     return "; ".join(lines)
 
 

@@ -7,13 +7,43 @@ preference, and a profile is one row: needs, script, and what the runner must kn
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 from tasks.model import Note, OutputFormat, Phase
 from utils.plan import SIZES
 
 _STRICT = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """Marks a text that `check` must pass. It makes pydantic, with which the file is read, tell which one did not."""
+
+    check: Callable[[str], str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        function = {"type": "no-info", "function": self.check}
+        return {"type": "function-after", "function": function, "schema": handler(source)}
+
+
+def _known_size(text: str) -> str:
+    if text not in SIZES:
+        raise ValueError(f"no such size: {text}; there are: {', '.join(SIZES)}")
+    return text
+
+
+def _regular_expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression: {error}") from error
+    return text
+
+
+Size = Annotated[str, _Checked(_known_size)]
+Regex = Annotated[str, _Checked(_regular_expression)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +86,9 @@ class Patterns:
 
     __pydantic_config__: ClassVar = _STRICT
     files: tuple[str, ...] = ()
-    phases: dict[Phase, str] = field(default_factory=dict)
-    step: str = ""
+    phases: dict[Phase, Regex] = field(default_factory=dict)
+    step: Regex = ""
     steps_per_clip: int = 1
-
-    def __post_init__(self) -> None:
-        for pattern in (*self.phases.values(), self.step):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +114,9 @@ class Profile:
     steps_reason: str = "this hardware runs a fixed number of steps"
     max_steps: int | None = None
     online_decode: bool = True
-    max_size: str = ""
-    fall_to: tuple[str, ...] = ()
-    oom_sizes: tuple[str, ...] = ()
+    max_size: Size = ""
+    fall_to: tuple[Size, ...] = ()
+    oom_sizes: tuple[Size, ...] = ()
     experimental: bool = False
     output_formats: tuple[OutputFormat, ...] = ()
     extra_frames: int = 0
@@ -106,10 +129,6 @@ class Profile:
     def __post_init__(self) -> None:
         if bool(self.gpus) != bool(self.builds):
             raise ValueError("builds are for profiles with gpus, and every one of those needs some")
-        unknown = [size for size in (*self.fall_to, *self.oom_sizes) if size not in SIZES]
-        unknown += [self.max_size] if self.max_size not in ("", *SIZES) else []
-        if unknown:
-            raise ValueError(f"no such size: {', '.join(unknown)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

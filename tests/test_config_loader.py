@@ -116,21 +116,117 @@ def test_the_shipped_table_loads_and_its_scripts_exist() -> None:
             assert (ROOT / profile.script).is_file()
 
 
+GOOD = """\
+engines:
+  first:
+    title: First
+    profiles:
+      - &base
+        name: one
+        script: scripts/preview.sh
+        gpus: 1
+        builds:
+          - {capability: 8.9, base_gib: 40}
+          - base_gib: 72
+        oom_sizes: [688*368, 384*256]
+        progress:
+          phases:
+            generating: '^go$'
+          step: '(\\d+)/'
+      - <<: *base
+        name: two
+        gpus: 4
+  second:
+    notes:
+      code: text
+    profiles: [{name: x, script: scripts/preview.sh}]
+"""
+"""A table without a mistake; each case below makes one."""
+
+
+def table_error(folder: Path, text: str) -> str:
+    (folder / "engines.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_engines(load_settings({"engines": {"table": str(folder / "engines.yaml")}}))
+    return str(caught.value)
+
+
+def test_the_table_of_the_cases_is_good_but_for_their_mistakes(tmp_path: Path) -> None:
+    (tmp_path / "engines.yaml").write_text(GOOD)
+    table = load_engines(load_settings({"engines": {"table": str(tmp_path / "engines.yaml")}}))
+    assert table.names == [("first", "one"), ("first", "two"), ("second", "x")]
+    assert [(note.code, note.message) for note in table.engines[1].notes] == [("code", "text")]
+
+
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("old", "new", "line", "key", "words"),
     [
-        ("engines: {a: {profiles: [{name: x}]}}", "script"),
-        ("engines: {a: {profiles: [{name: x, script: s, grace: 1}]}}", "grace"),
-        ("engines: {a: {profiles: [{name: x, script: s}, {name: x, script: t}]}}", "'x' is used twice"),
-        ("engines: {a: 5}", "keys of its own"),
-        ("engines: [", "engines.yaml"),
-        ("!!python/object/apply:os.system ['true']", "engines.yaml"),
+        ("base_gib: 72", "base_gib: much", 11, "first.profiles[0].builds[1].base_gib", "should be a valid number"),
+        ("{capability: 8.9, base", "{capability: x, base", 10, "first.profiles[0].builds[0].capability", "number"),
+        ("gpus: 1", "gpu: 1", 8, "first.profiles[0].gpu", "Unexpected keyword"),
+        ("name: two", "nam: two", 18, "first.profiles[1].nam", "Unexpected keyword"),
+        ("        gpus: 4", "        gpus: []", 19, "first.profiles[1].gpus", "valid integer"),
+        ("        gpus: 4\n", "        gpus: 0\n", 17, "first.profiles[1]", "builds are for profiles with gpus"),
+        ("[688*368,", "[1*1,", 12, "first.profiles[0].oom_sizes[0]", "no such size: 1*1"),
+        ("'^go$'", "'(go'", 15, "first.profiles[0].progress.phases.generating", "'(go' is no regular expression"),
+        ("'(\\d+)/'", "'['", 16, "first.profiles[0].progress.step", "'[' is no regular expression"),
+        ("generating: '^", "dancing: '^", 15, "first.profiles[0].progress.phases.dancing.[key]", "'generating'"),
+        ("name: two", "name: one", 17, "first.profiles[1]", "'one' is used twice, first by profiles[0]"),
+        ("{name: x, script: scripts/preview.sh}", "{name: x}", 23, "second.profiles[0].script", "required"),
+        ("x, script: scripts/preview.sh", "x, script: none.sh", 23, "second.profiles[0].script", "no such file"),
+        ("x, script: scripts/preview.sh", "x, script: README.md", 23, "second.profiles[0].script", "not executable"),
+        ("code: text", "code: [text]", 22, "second.notes.code.message", "valid string"),
+        ("    title: First", "    title: First\n    name: x", 4, "first.name", "is its key"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_table_is_told_by_line_and_key(
+    tmp_path: Path, old: str, new: str, line: int, key: str, words: str
+) -> None:
+    assert GOOD.count(old) >= 1
+    told = table_error(tmp_path, GOOD.replace(old, new, 1))
+    first = told.split("; ")[0]
+    assert first.startswith(f"engines.yaml:{line}: engines.{key}: "), told
+    assert words in first
+
+
+def test_a_mistake_that_a_merge_key_brings_is_told_where_it_was_written(tmp_path: Path) -> None:
+    told = table_error(tmp_path, GOOD.replace("script: scripts/preview.sh", "script: [no]", 1)).split("; ")
+    assert [text.partition(": Input")[0] for text in told] == [
+        f"engines.yaml:7: engines.first.profiles[{index}].script" for index in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("engines:\n  a:\n    title: x\n    title: y\n", "engines.yaml:4: the key 'title' stands twice in one mapping"),
+        ("engines:\n  a: {}\n  a: {}\n", "engines.yaml:3: the key 'a' stands twice in one mapping"),
+        ("# nothing\n\nengines: []\n", "engines.yaml:3: engines: Input should be a valid dictionary"),
+        ("# nothing\n\nengines:\n", "engines.yaml:3: engines: Input should be a valid dictionary"),
+        ("engines: {}", "engines.yaml:1: engines: Dictionary should have at least 1 item"),
+        ("", "engines.yaml:1: engines: Field required"),
+        ("engnes: {a: {}}", "engines.yaml:1: engines: Field required; engines.yaml:1: engnes: Extra inputs are not"),
+        ("- engines", "engines.yaml:1: : Input should be a valid dictionary"),
+        ("engines:\n  a: 5", "engines.yaml:2: engines.a: Input should be a dictionary"),
+        ("engines:\n  5: {profiles: []}", "engines.yaml:2: engines.5.[key]: Input should be a valid string"),
+        ("engines:\n  a: [", "engines.yaml:2: while parsing a flow node"),
+        ("engines:\n  a: *nobody", "engines.yaml:2: found undefined alias 'nobody'"),
+        ("engines:\n  ? [a]\n  : b", "engines.yaml:2: while constructing a mapping found unhashable key"),
+        ("!!python/object/apply:os.system ['true']", "engines.yaml:1: could not determine a constructor"),
+        ("engines: \x07", "engines.yaml:1: unacceptable character"),
     ],
 )
-def test_a_bad_table_is_named(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "engines.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=re.escape(words)):
-        load_engines(load_settings({"engines": {"table": str(tmp_path / "engines.yaml")}}))
+def test_a_table_that_is_none_is_told_by_line(tmp_path: Path, text: str, told: str) -> None:
+    assert table_error(tmp_path, text).startswith(told)
+
+
+def test_a_key_that_stands_twice_in_a_settings_profile_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "p.yaml").write_text("port: 1\nqueue: {max_queued: 5}\nport: 2\n")
+    monkeypatch.setenv("AVATAR_CONFIG", str(tmp_path / "p.yaml"))
+    with pytest.raises(ConfigError, match=r"p\.yaml:3: the key 'port' stands twice"):
+        load_settings()
 
 
 def test_a_disabled_engine_is_not_offered(tmp_path: Path) -> None:

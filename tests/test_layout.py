@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "web": {"web", "api_schema", "task_manager", "config_loader", "tasks", "utils"},
     "api_schema": {"task_manager", "config_loader", "tasks", "utils"},
     "task_manager": {"config_loader", "tasks", "utils"},
-    "config_loader": {"tasks"},
+    "config_loader": {"tasks", "utils"},
     "tasks": {"tasks", "utils"},
     "engines": {"engines", "utils"},
     "utils": {"utils"},
