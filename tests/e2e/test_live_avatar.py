@@ -30,6 +30,7 @@ def gpus(service: Callable[..., Service], tmp_path: Path) -> Gpus:
         told = {
             **nvml.environment(library, machine), **live_avatar.environment(home),
             "LIVE_AVATAR_FAKE_CALLS": str(tmp_path / "calls.jsonl"),
+            "AVATAR_ENGINES__TABLE": "configs/engines.yaml",
         }  # fmt: skip
         return service(1, **told, **environment)
 
@@ -118,17 +119,26 @@ def test_eight_gpus_run_a_gang_of_five_and_three_single_tasks_side_by_side(
     assert len(handed_out) == len(set(handed_out)) == 8
 
 
-def test_what_no_hardware_can_run_is_a_503_that_says_what_would_fit(gpus: Gpus, wide: Path, voice: Path) -> None:
-    run = gpus(2, 23.6, (8, 9))
-    body = {"prompt": "p", "image_path": str(wide), "audio_path": str(voice), "engine": "live_avatar"}
-    answer = run.http.request("POST", run.url + "/api/v1/generate", json=body)
-    problem = answer.json()
-    assert (answer.status, problem["error_code"]) == (503, "no_hardware")
-    assert "Retry-After" not in answer.headers
-    assert "GiB" in problem["detail"]
+def post(run: Service, **fields: Any) -> tuple[int, dict[str, Any]]:
+    status, answer = run.call("POST", "/api/v1/generate", json={"prompt": "p", **fields})
+    return status, dict(answer)
+
+
+def test_what_no_hardware_can_run_is_a_503_that_says_what_would_fit_and_never_a_preview_in_production(
+    gpus: Gpus, wide: Path, voice: Path
+) -> None:
+    run = gpus(2, 23.6, (8, 9), AVATAR_CONFIG="production")
+    media = {"image_path": str(wide), "audio_path": str(voice)}
+    for engine in ("live_avatar", "auto"):
+        status, problem = post(run, engine=engine, **media)
+        assert (status, problem.get("error_code")) == (503, "no_hardware"), problem
+        assert "GiB" in problem["detail"]
     health = run.call("GET", "/api/v1/health")[1]
     assert [gpu["total_gib"] for gpu in health["gpus"]] == [23.6, 23.6]
     assert [engine["available"] for engine in health["engines"] if engine["name"] == "live_avatar"] == [False]
+    assert run.call("GET", "/api/v1/tasks")[1]["tasks"] == []
+    asked_for = submit(run, wide, voice, engine="preview", size="384*256")
+    assert run.ended(asked_for["task_id"])["status"] == "completed"
 
 
 def test_running_out_of_memory_is_retried_once_at_the_next_smaller_size_and_told(
