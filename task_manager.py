@@ -159,8 +159,8 @@ class TaskManager:
         """Start this process's scheduler thread; of all processes on the host one at a time schedules."""
         runner = self._settings.runner
         launcher = Launcher(
-            self.folders, self._environment, self._settings.database_url, runner.heartbeat_seconds,
-            runner.poll_seconds,
+            self.folders, self._environment, self._settings.database_url, runner.max_attempts,
+            runner.heartbeat_seconds, runner.poll_seconds,
         )  # fmt: skip
         self._scheduler = Scheduler(
             self.store, launcher, self._table, self._host, max_attempts=runner.max_attempts,

@@ -114,7 +114,7 @@ class Attempt:
         if ending is None:
             log.info("attempt left: %s", self.stopped)
             return 1
-        return self._record(ending)
+        return self._record(self._again(ending) or ending)
 
     # --- while the engine works ----------------------------------------------------------------------------------
 
@@ -263,6 +263,15 @@ class Attempt:
         log.warning("out of GPU memory at %s, trying %s", params.size, sizes[0])
         told = Adjustment("size", params.size, sizes[0], OOM_REASON)
         return Ending(Event.REQUEUE, Facts(lowered=Lowered(replace(params, size=sizes[0]), plan, told)))
+
+    def _again(self, ending: Ending) -> Ending | None:
+        """Return the retry of an attempt that failed as its profile says is worth another one."""
+        failure = ending.facts.failure
+        if failure is None or failure.code not in self.spec.retry_on:
+            return None
+        text = f"attempt {self.spec.attempt} ended in {failure.code} and is made again"
+        log.warning("%s: %s", text, failure.message)
+        return Ending(Event.REQUEUE, Facts(notes=(Note("retried", text),)))
 
     def _publish(self, tail: str, ended: float) -> Ending | None:
         """Verify and publish in a thread, while this one keeps looking at the row."""

@@ -24,6 +24,7 @@ from tasks.model import (
     Facts,
     Failure,
     Lowered,
+    Note,
     OutputFormat,
     Params,
     Result,
@@ -179,6 +180,7 @@ def _facts(raw: dict[str, Any]) -> Facts:
         failure=Failure(**{**failure, "code": ErrorCode(failure["code"])}) if failure else None,
         result=Result(**{**result, "video": Video(**result["video"])}) if result else None,
         lowered=_lowered(lowered) if lowered else None,
+        notes=tuple(Note(**note) for note in raw["notes"]),
     )
 
 

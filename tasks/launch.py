@@ -28,6 +28,7 @@ class Launcher:
     folders: Folders
     environment: Mapping[str, str]
     database_url: str
+    max_attempts: int
     heartbeat_seconds: float
     poll_seconds: float
     spawner: Spawner = field(default_factory=Spawner)
@@ -79,6 +80,7 @@ class Launcher:
             params=task.params,
             adjusted=any(adjustment.reason == OOM_REASON for adjustment in task.adjustments),
             oom_sizes=list(profile.oom_sizes),
+            retry_on=[str(code) for code in profile.retry_on if task.attempt < self.max_attempts],
             progress=profile.progress,
             extra_frames=profile.extra_frames,
             estimate=profile.estimate,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from tasks.model import Note, OutputFormat, Phase
+from tasks.model import ErrorCode, Note, OutputFormat, Phase
 from utils.plan import SIZES
 
 _STRICT = {"extra": "forbid"}
@@ -100,7 +100,8 @@ class Profile:
     format it makes an mp4 and the runner transcodes. `extra_frames` is by how many frames the video may pass the plan.
     `gpus` 0 is a CPU slot; else `builds` tell what each GPU must have, the first whose capability all GPUs reach.
     `steps` is forced, `max_steps` and `max_size` cap; where memory is short a request's size may fall to one of
-    `fall_to`, and after running out of memory to the next smaller of `oom_sizes`. Timeouts in seconds; 0 means none.
+    `fall_to`, and after running out of memory to the next smaller of `oom_sizes`. What fails with one of `retry_on` is
+    tried again, within `runner.max_attempts`; any other failure is final. Timeouts in seconds; 0 means none.
     """
 
     __pydantic_config__: ClassVar = _STRICT
@@ -117,6 +118,7 @@ class Profile:
     max_size: Size = ""
     fall_to: tuple[Size, ...] = ()
     oom_sizes: tuple[Size, ...] = ()
+    retry_on: tuple[ErrorCode, ...] = ()
     experimental: bool = False
     output_formats: tuple[OutputFormat, ...] = ()
     extra_frames: int = 0

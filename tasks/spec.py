@@ -42,6 +42,8 @@ class AttemptSpec:
     adjusted: bool
     """Whether an earlier attempt ran out of memory, after which there is no second retry."""
     oom_sizes: list[str]
+    retry_on: list[str]
+    """Error codes after which the task is queued again; none at its last attempt."""
     progress: Patterns
     estimate: Estimate
     expected_load: float

@@ -59,6 +59,14 @@ def test_what_an_engine_did_wrong_is_said(bench: Bench, behaviour: str, code: Er
     assert task.attempt == 1, "an engine that fails by itself is not tried again"
 
 
+def test_a_failure_that_the_profile_names_is_tried_again_and_told(bench: Bench) -> None:
+    manager = bench.open("fail", retry_on=["engine_failed"])
+    task = bench.ended(manager, bench.submit(manager))
+    assert (task.status, task.failure.code, task.attempt) == (Status.FAILED, ErrorCode.ENGINE_FAILED, 2)
+    assert [note.code for note in task.notes] == ["retried"]
+    assert len(bench.starts_of(task)) == 2
+
+
 @pytest.mark.parametrize(("frames", "sound"), [(FRAMES + 1, True), (FRAMES - 1, True), (FRAMES, False)])
 def test_a_video_of_another_length_or_without_sound_is_refused(bench: Bench, frames: int, sound: bool) -> None:
     bench.video = write_video(bench.folder / "other.mp4", frames, sound)
