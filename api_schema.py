@@ -319,10 +319,13 @@ class QueueAnswer(Answer):
     processing: int
 
 
+HealthStatus = Literal["healthy", "degraded", "draining"]
+
+
 class HealthAnswer(Answer):
     """Whether new tasks can be run now, and why not."""
 
-    status: Literal["healthy", "degraded", "draining"]
+    status: HealthStatus
     model_loaded: bool
     version: str
     engines: list[EngineAnswer]

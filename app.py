@@ -10,7 +10,8 @@ from flask import Flask, Response, current_app
 from api_schema import NoQuery
 from config_loader import Settings, load_engines, load_settings
 from task_manager import TaskManager
-from web import answers, callers, docs, errors, generate, requests, results, tasks
+from tasks import drain
+from web import answers, callers, commands, docs, errors, generate, requests, results, tasks
 from web.inputs import Inputs
 from web.parse import parse_query
 from web.waiting import Waiting
@@ -38,7 +39,7 @@ def post_generate() -> Response:
 
 def post_upload() -> Response:
     parse_query(NoQuery)
-    return generate.upload(parts().inputs)
+    return generate.upload(parts().manager, parts().inputs)
 
 
 def get_task(task_id: str) -> Response:
@@ -64,8 +65,9 @@ def get_result(task_id: str, name: str) -> Response:
 
 def get_health() -> Response:
     parse_query(NoQuery)
-    health = parts().manager.health()
-    return answers.respond(answers.health_answer(health), 503 if health.reasons else 200)
+    manager = parts().manager
+    answer = answers.health_answer(manager.health(), drain.current(manager.store.state))
+    return answers.respond(answer, 503 if answer.reasons else 200)
 
 
 def get_openapi() -> Response:
@@ -106,7 +108,7 @@ def create_app(settings: Settings | None = None, manager: TaskManager | None = N
     waiting = Waiting(manager.store.changes, settings.http.max_waiters)
     app.extensions |= {"task_manager": manager, "waiting": waiting}
     app.extensions["parts"] = Parts(manager, Inputs(settings.inputs, manager), waiting)
-    for part in (errors, requests, callers, generate):
+    for part in (errors, requests, callers, generate, commands):
         part.register(app)
     for method, rule, handler in ROUTES:
         app.add_url_rule(rule, view_func=handler, methods=[method], provide_automatic_options=False)

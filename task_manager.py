@@ -155,8 +155,8 @@ class TaskManager:
 
     # --- the scheduler -------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start this process's scheduler thread; of all processes on the host one at a time schedules."""
+    def start(self, closing: Callable[[], bool] = lambda: False) -> None:
+        """Start this process's scheduler thread; of all on the host one schedules, and none that is `closing`."""
         runner = self._settings.runner
         launcher = Launcher(
             self.folders, self._environment, self._settings.database_url, runner.max_attempts,
@@ -165,7 +165,7 @@ class TaskManager:
         self._scheduler = Scheduler(
             self.store, launcher, self._table, self._host, max_attempts=runner.max_attempts,
             lease_seconds=runner.lease_seconds, release_seconds=self._settings.gpus.release_seconds,
-            work_of=self._work_of, chores=self._chores,
+            work_of=self._work_of, chores=self._chores, closing=closing,
         )  # fmt: skip
         self._scheduler.start()
         self._hardware.probe.start()

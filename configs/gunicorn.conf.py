@@ -32,8 +32,12 @@ loglevel = _settings.log_level.lower()
 def post_worker_init(worker):
     """Start scheduling where a server runs, and nowhere else: `flask --app app` commands start nothing."""
     parts = worker.app.wsgi().extensions
-    parts["waiting"].stop_when(lambda: not worker.alive)  # else a ?wait= would hold the shutdown up
-    parts["task_manager"].start()
+
+    def closing():
+        return not worker.alive
+
+    parts["waiting"].stop_when(closing)  # else a ?wait= would hold the shutdown up
+    parts["task_manager"].start(closing)  # else a slow request would leave it time to start a task or two
 
 
 def worker_exit(server, worker):

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
+from tasks import drain
 from tasks.estimate import Work
 from tasks.finish import Ending
 from tasks.launch import Launcher
@@ -48,7 +49,7 @@ class Scheduler:
 
     `host` tells what there is now, with its GPUs looked at anew where that is asked for, `work_of` a task's
     expected work; `chores` is called every few minutes by the
-    process that schedules.
+    process that schedules. Once `closing` is true nothing more is started.
     """
 
     def __init__(
@@ -63,10 +64,12 @@ class Scheduler:
         release_seconds: float,
         work_of: Callable[[Task], Work],
         chores: Callable[[], None],
+        closing: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store, self._launcher, self._table, self._host = store, launcher, table, host
         self._max_attempts, self._work_of, self._chores = max_attempts, work_of, chores
         self._lease_seconds, self._boot_id = lease_seconds, boot_id()
+        self._closing = closing
         self._lock_file = launcher.folders.data / LOCK_NAME
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -144,6 +147,8 @@ class Scheduler:
     # --- giving slots --------------------------------------------------------------------------------------------
 
     def _place(self) -> None:
+        if self._closing() or drain.current(self._store.state) is not None:
+            return
         # Tasks whose profile left the table wait: the operator may bring it back.
         queued = self._store.queued(_AHEAD, self._table.names)
         if not queued and not self._loans:

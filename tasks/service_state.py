@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, delete, insert, select
+from sqlalchemy import Connection, Engine, delete, insert, select
 
 from tasks.schema import service_state
 
@@ -24,10 +24,14 @@ class ServiceState:
     def get(self, name: str) -> dict[str, Any] | None:
         """Return what was last set under `name`, or None."""
         with self._engine.begin() as db:
-            value: dict[str, Any] | None = db.execute(
-                select(service_state.c.value).where(service_state.c.name == name)
-            ).scalar()
-            return value
+            return self.seen_by(db, name)
+
+    @staticmethod
+    def seen_by(db: Connection, name: str) -> dict[str, Any] | None:
+        """Return what `get` does, within a transaction of the caller's."""
+        found = db.execute(select(service_state.c.value).where(service_state.c.name == name))
+        value: dict[str, Any] | None = found.scalar()
+        return value
 
     def set(self, name: str, value: dict[str, Any] | None) -> None:
         """Set the fact, or remove it with None."""

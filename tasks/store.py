@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, insert, or_, select, tuple_, update
 
+from tasks.drain import FACT as DRAIN
 from tasks.estimate import Learned, Lesson
 from tasks.model import Event, Facts, LostRace, Note, Phase, RunnerId, Status, Task, advance
 from tasks.rows import row_from_task, task_from_row
@@ -152,6 +153,12 @@ class Store:
         with self._engine.begin() as db:
             self._check_key(db, tenant, key)
 
+    def knows_key(self, tenant: str, key: str) -> bool:
+        """Say whether a request with this idempotency key was accepted, whatever it asked for."""
+        seen = and_(idempotency_keys.c.tenant == tenant, idempotency_keys.c.key == key)
+        with self._engine.begin() as db:
+            return db.execute(select(idempotency_keys.c.key).where(seen)).first() is not None
+
     def _check_key(self, db: Connection, tenant: str, key: IdempotencyKey) -> None:
         seen = db.execute(
             select(idempotency_keys).where(idempotency_keys.c.tenant == tenant, idempotency_keys.c.key == key.key)
@@ -225,9 +232,14 @@ class Store:
     # --- the life of a task --------------------------------------------------------------------------------------
 
     def happen(self, task: Task, event: Event, facts: Facts | None = None) -> Task:
-        """Make `event` happen to `task` as the caller read it. Raises LostRace when it has changed since."""
+        """Make `event` happen to `task` as the caller read it.
+
+        Raises LostRace when it has changed since, or when it is to start while the service drains.
+        """
         after = advance(task, event, self._now(), facts)
         with self._writing.begin() as db:
+            if event is Event.CLAIM and self.state.seen_by(db, DRAIN) is not None:
+                raise LostRace(f"task {task.id} may not start while the service drains")
             return self._write(db, task, after)
 
     def finish(self, task_id: str, attempt: int, event: Event, facts: Facts, lesson: Lesson | None = None) -> Task:

@@ -16,6 +16,7 @@ from api_schema import (
     EngineAnswer,
     GpuAnswer,
     HealthAnswer,
+    HealthStatus,
     NoteAnswer,
     ParamsAnswer,
     Plan,
@@ -26,6 +27,7 @@ from api_schema import (
     VideoAnswer,
 )
 from task_manager import Health, TaskView
+from tasks.drain import Drain
 from tasks.model import Priority, Result, Task
 from tasks.store import Upload
 from utils.gpu import Gpu
@@ -77,13 +79,16 @@ def upload_answer(upload: Upload) -> UploadAnswer:
     )
 
 
-def health_answer(health: Health) -> HealthAnswer:
+def health_answer(health: Health, draining: Drain | None) -> HealthAnswer:
     """Return whether new tasks can be run now."""
+    reasons = [str(draining)] if draining else []
+    reasons += health.reasons
+    status: HealthStatus = "draining" if draining else "degraded" if reasons else "healthy"
     return HealthAnswer(
-        status="degraded" if health.reasons else "healthy", model_loaded=health.model_loaded, version=VERSION,
+        status=status, model_loaded=health.model_loaded, version=VERSION,
         engines=[EngineAnswer.model_validate(asdict(engine)) for engine in health.engines],
         gpus=[_gpu(gpu, health.gpu_states.get(gpu.uuid, "free")) for gpu in health.gpus],
-        queue=QueueAnswer(queued=health.queued, processing=health.processing), reasons=list(health.reasons),
+        queue=QueueAnswer(queued=health.queued, processing=health.processing), reasons=reasons,
     )  # fmt: skip
 
 

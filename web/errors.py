@@ -32,6 +32,7 @@ MAX_ERRORS = 20
 
 QUEUE_RETRY_SECONDS = 30
 BUSY_RETRY_SECONDS = 5
+DRAIN_RETRY_SECONDS = 60
 
 
 class Code(StrEnum):
@@ -51,6 +52,7 @@ class Code(StrEnum):
     QUEUE_FULL = "queue_full"
     BUSY = "busy"
     NO_HARDWARE = "no_hardware"
+    DRAINING = "draining"
     STORAGE_FULL = "storage_full"
 
 
@@ -69,6 +71,7 @@ HTTP: Mapping[Code, HTTPStatus] = {
     Code.QUEUE_FULL: HTTPStatus.SERVICE_UNAVAILABLE,
     Code.BUSY: HTTPStatus.SERVICE_UNAVAILABLE,
     Code.NO_HARDWARE: HTTPStatus.SERVICE_UNAVAILABLE,
+    Code.DRAINING: HTTPStatus.SERVICE_UNAVAILABLE,
     Code.STORAGE_FULL: HTTPStatus.INSUFFICIENT_STORAGE,
 }
 

@@ -10,13 +10,14 @@ from flask import Flask, Response, request
 
 from api_schema import GenerateFields, GenerateForm, GenerateRequest, UploadForm
 from task_manager import Submission, TaskManager, TaskView
+from tasks import drain
 from tasks.model import OutputFormat, Priority
 from tasks.store import AlreadyAccepted
 from utils.media_kinds import Kind
 from web import answers
 from web.body import Form, SentFile, content_type, read_form, read_json
 from web.callers import current_tenant
-from web.errors import FieldError, Invalid, invalid
+from web.errors import DRAIN_RETRY_SECONDS, ApiError, Code, FieldError, Invalid, invalid
 from web.inputs import Inputs, Source
 from web.parse import parse_json, parse_text
 
@@ -32,6 +33,7 @@ def register(app: Flask) -> None:
 def generate(manager: TaskManager, inputs: Inputs) -> Response:
     """Queue the task that the request at hand asks for. Raises ApiError and what `TaskManager.submit` raises."""
     key = idempotency_key()
+    _refuse_while_draining(manager, key)
     with inputs.folder() as folder:
         fields, sources = _read_generate(inputs, folder)
         manager.check_engine(fields.engine)
@@ -46,8 +48,9 @@ def generate(manager: TaskManager, inputs: Inputs) -> Response:
         return _created(_body(manager.submit(submission, _body)))
 
 
-def upload(inputs: Inputs) -> Response:
-    """Store the medium that the request at hand sends."""
+def upload(manager: TaskManager, inputs: Inputs) -> Response:
+    """Store the medium that the request at hand sends. Raises ApiError."""
+    _refuse_while_draining(manager, None)
     with inputs.folder() as folder:
         form = read_form(folder, frozenset(UploadForm.model_fields), {"file": max(inputs.max_bytes.values())})
         kind = parse_text(UploadForm, form.fields).type
@@ -65,6 +68,19 @@ def idempotency_key() -> str | None:
     if key is not None and not _KEY.fullmatch(key):
         raise invalid("Idempotency-Key", "must be 1 to 255 printable ASCII characters")
     return key
+
+
+def _refuse_while_draining(manager: TaskManager, key: str | None) -> None:
+    """Raise ApiError while the service drains, before any of the body is read.
+
+    The repetition of an accepted request passes: it starts nothing, and gets the answer that its first one may have
+    lost to the very restart that is being prepared.
+    """
+    if drain.current(manager.store.state) is None:
+        return
+    if key is None or not manager.store.knows_key(current_tenant(), key):
+        text = "the service takes no new work at present; try again later"
+        raise ApiError(Code.DRAINING, text, retry_after=DRAIN_RETRY_SECONDS)
 
 
 def _read_generate(inputs: Inputs, folder: Path) -> tuple[GenerateFields, list[Source]]:

@@ -37,27 +37,37 @@ class Service:
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = urllib3.PoolManager(maxsize=32, retries=False, timeout=60)
         self.process: subprocess.Popen[bytes] | None = None
+        self.checkout = ROOT
+        self.listener: socket.socket | None = None  # handed over as systemd does, where there is one
 
-    def start(self) -> Service:
+    def start(self, health: int = 200) -> Service:
+        """Start it and wait until its health answers with this status."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("AVATAR_")}
         own = {"AVATAR_DATA_DIR": str(self.data), "AVATAR_PORT": str(self.port), "WEB_CONCURRENCY": str(self.workers)}
         with (self.folder / "server.log").open("ab") as log:
+            gunicorn = [sys.executable, "-m", "gunicorn", "-c", "configs/gunicorn.conf.py", "app:create_app()"]
+            activate, handed = [], ()
+            if self.listener is not None:
+                handed = (self.listener.fileno(),)
+                script = f'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&{handed[0]}'
+                activate = ["bash", "-c", script, "bash"]
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "-c", "configs/gunicorn.conf.py", "app:create_app()"],
-                cwd=ROOT,
+                [*activate, *gunicorn],
+                cwd=self.checkout,
+                pass_fds=handed,
                 env={**kept, **own, **self.environment},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        self._wait_until_healthy()
+        self._wait_for_health(health)
         return self
 
-    def _wait_until_healthy(self) -> None:
+    def _wait_for_health(self, wanted: int) -> None:
         deadline = time.monotonic() + 60
         while True:
             try:
-                if self.http.request("GET", f"{self.url}/api/v1/health").status == 200:
+                if self.http.request("GET", f"{self.url}/api/v1/health").status == wanted:
                     return
             except urllib3.exceptions.HTTPError:
                 pass  # not listening yet

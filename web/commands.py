@@ -1,0 +1,108 @@
+"""Operators' commands, run as `flask --app app ...` with the service's settings.
+
+They work on the rows and start nothing, so it does not matter whether the service is up.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import time
+from functools import partial
+
+import click
+from flask import Flask, current_app
+from flask.cli import with_appcontext
+
+from task_manager import TaskManager
+from tasks import drain
+from tasks.model import Status
+from tasks.store import utc_now
+from tasks.wake import ring
+from web.waiting import Waiting
+
+_TELL_SECONDS = 30.0
+"""How often `drain wait` says that it still waits."""
+
+
+def register(app: Flask) -> None:
+    """Add the commands to those of `app`."""
+    app.cli.add_command(_drain)
+
+
+def _manager() -> TaskManager:
+    found: TaskManager = current_app.extensions["task_manager"]
+    return found
+
+
+@click.group("drain")
+def _drain() -> None:
+    """Prepare for a stop: take no new work, start nothing, let what runs come to its end."""
+
+
+@_drain.command("on")
+@click.option("--reason", default="", metavar="TEXT", help="Told by /api/v1/health.")
+@with_appcontext
+def _on(reason: str) -> None:
+    """Refuse new work and start no queued task, also after a restart, until `drain off`."""
+    drain.begin(_manager().store.state, " ".join(reason.split()), utc_now())
+    _tell_status()
+
+
+@_drain.command("off")
+@with_appcontext
+def _off() -> None:
+    """Take new work and start what is queued."""
+    manager = _manager()
+    drain.end(manager.store.state)
+    ring(manager.folders.wake)
+    _tell_status()
+
+
+@_drain.command("status")
+@with_appcontext
+def _status() -> None:
+    """Say whether the service drains, and what runs and waits."""
+    _tell_status()
+
+
+@_drain.command("wait")
+@click.option("--timeout", type=click.FloatRange(min=0), default=math.inf, metavar="S", help="Seconds; default: none.")
+@with_appcontext
+def _wait(timeout: float) -> None:
+    """Wait until no task runs. Exit 1 when some still do after the timeout."""
+    manager, deadline = _manager(), time.monotonic() + timeout
+    if drain.current(manager.store.state) is None:
+        click.echo("the service does not drain, so tasks may start at any time: see drain on", err=True)
+    running = _wait_for_none(manager, deadline)
+    if running:
+        click.echo(f"{_tasks(running)} still running after {timeout:g} s", err=True)
+        raise SystemExit(1)
+    click.echo("no task is running")
+
+
+def _wait_for_none(manager: TaskManager, deadline: float) -> int:
+    """Return how many tasks run when none does or the deadline has come; say now and then how many still do."""
+    waiting, running = Waiting(manager.store.changes, max_waiters=1), _running(manager)
+    try:
+        while running and (left := deadline - time.monotonic()) > 0:
+            click.echo(f"{_tasks(running)} still running")
+            seconds = min(left, _TELL_SECONDS)
+            running, _ = waiting.until(lambda: _running(manager), partial(operator.ne, running), seconds)
+    finally:
+        waiting.stop()
+    return running
+
+
+def _running(manager: TaskManager) -> int:
+    return manager.store.counts()[Status.PROCESSING]
+
+
+def _tell_status() -> None:
+    manager = _manager()
+    counts, on = manager.store.counts(), drain.current(manager.store.state)
+    click.echo(f"{on or 'not draining'}; {_tasks(counts[Status.PROCESSING])} running, {counts[Status.QUEUED]} queued")
+
+
+def _tasks(number: int) -> str:
+    return f"{number} task{'' if number == 1 else 's'}"
