@@ -187,7 +187,7 @@ class Attempt:
             return None
         if 0 < self.spec.run_timeout_seconds < now - self.began:
             return Stopped.TIMED_OUT
-        if 0 < self.spec.silence_timeout_seconds < now - self.sign_of_life:
+        if 0 < self.spec.silence_limit(self.phase, self.fraction) < now - self.sign_of_life:
             return Stopped.HUNG
         return None
 
@@ -242,7 +242,8 @@ class Attempt:
             return None
         if self.stopped is Stopped.CANCELLED:
             return Ending(Event.CANCEL, Facts())
-        limits = {Stopped.TIMED_OUT: self.spec.run_timeout_seconds, Stopped.HUNG: self.spec.silence_timeout_seconds}
+        silence = self.spec.silence_limit(self.phase, self.fraction)
+        limits = {Stopped.TIMED_OUT: self.spec.run_timeout_seconds, Stopped.HUNG: silence}
         tail = engine.log_tail(_TAIL_BYTES)
         limit = limits.get(self.stopped, 0.0) if self.stopped else 0.0
         failure = judge_exit(status, self.stopped, limit, tail, disk_full=self._disk_is_full())

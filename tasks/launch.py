@@ -18,6 +18,7 @@ from tasks.model import OOM_REASON, Task
 from tasks.placement import Placement
 from tasks.spawner import ROOT, Spawner
 from tasks.spec import DATABASE_VARIABLE, LOCK_FILE, OUTPUT_FOLDER, AttemptSpec
+from utils.plan import VideoPlan
 from utils.process import try_lock
 
 
@@ -47,9 +48,8 @@ class Launcher:
         # By UUID: indices mean other cards where CUDA_VISIBLE_DEVICES was set before.
         gpus = {"CUDA_VISIBLE_DEVICES": ",".join(placement.gpus)} if placement.gpus else {}
         own = {DATABASE_VARIABLE: self.database_url, "AVATAR_PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"}
-        return self.spawner.spawn(
-            Path(spec.folder), {**self.environment, **profile.env, **own, **gpus, **spec.marks}, lock
-        )
+        environment = {**self.environment, **profile.env, **own, **gpus, **_promised(task.plan), **spec.marks}
+        return self.spawner.spawn(Path(spec.folder), environment, lock)
 
     def lives(self, task: Task) -> bool:
         """Say whether any process still holds the task's present attempt."""
@@ -83,12 +83,14 @@ class Launcher:
             retry_on=[str(code) for code in profile.retry_on if task.attempt < self.max_attempts],
             progress=profile.progress,
             extra_frames=profile.extra_frames,
+            seconds_tolerance=profile.seconds_tolerance,
             estimate=profile.estimate,
             expected_load=work.load,
             expected_generate=work.generate,
             grace_seconds=profile.grace_seconds,
             run_timeout_seconds=profile.run_timeout_seconds,
             silence_timeout_seconds=profile.silence_timeout_seconds,
+            first_clip_silence_seconds=profile.first_clip_silence_seconds,
             heartbeat_seconds=self.heartbeat_seconds,
             poll_seconds=self.poll_seconds,
         )
@@ -112,3 +114,9 @@ class Launcher:
         if params.output_format in profile.output_formats:
             argv.append(f"--output_format={params.output_format}")
         return [*argv, *profile.args, *(placement.build.args if placement.build else ())]
+
+
+def _promised(plan: VideoPlan) -> dict[str, str]:
+    """What the client was told of the video, for scripts of engines that do not reckon as Live Avatar does."""
+    told = {"WIDTH": plan.width, "HEIGHT": plan.height, "SECONDS": plan.video_seconds}
+    return {f"AVATAR_PLAN_{name}": str(value) for name, value in told.items()}

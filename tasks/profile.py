@@ -81,12 +81,13 @@ class Patterns:
 
     `files` are globs below the attempt's folder (none: the engine's log). A line that matches `phases[p]` begins phase
     p; one that matches `step` and ends in a newline, not in a carriage return, is one more finished step of
-    `generating`, of which each clip has `steps_per_clip`.
+    `generating`, of which each clip has `steps_per_clip`. The group of `loading` is how many per cent are loaded.
     """
 
     __pydantic_config__: ClassVar = _STRICT
     files: tuple[str, ...] = ()
     phases: dict[Phase, Regex] = field(default_factory=dict)
+    loading: Regex = ""
     step: Regex = ""
     steps_per_clip: int = 1
 
@@ -97,11 +98,15 @@ class Profile:
 
     `script` is relative to the project root (or absolute) and obeys scripts/README.md; `args` follow the contract's
     own arguments. `output_formats` are what the script can write by itself when told `--output_format`; for any other
-    format it makes an mp4 and the runner transcodes. `extra_frames` is by how many frames the video may pass the plan.
+    format it makes an mp4 and the runner transcodes. `extra_frames` is by how many frames the video may pass the plan;
+    of an engine with another frame rate than the plan's, `seconds_tolerance` above 0 judges the length instead: by how
+    many seconds it may differ.
     `gpus` 0 is a CPU slot; else `builds` tell what each GPU must have, the first whose capability all GPUs reach.
     `steps` is forced, `max_steps` and `max_size` cap; where memory is short a request's size may fall to one of
     `fall_to`, and after running out of memory to the next smaller of `oom_sizes`. What fails with one of `retry_on` is
     tried again, within `runner.max_attempts`; any other failure is final. Timeouts in seconds; 0 means none.
+    `silence_timeout_seconds` is how long the engine may say nothing, `first_clip_silence_seconds` how long until its
+    first clip is done, for loading and compiling are silent (0: the same).
     """
 
     __pydantic_config__: ClassVar = _STRICT
@@ -122,9 +127,11 @@ class Profile:
     experimental: bool = False
     output_formats: tuple[OutputFormat, ...] = ()
     extra_frames: int = 0
+    seconds_tolerance: float = 0.0
     grace_seconds: float = 10.0
     run_timeout_seconds: float = 0.0
     silence_timeout_seconds: float = 0.0
+    first_clip_silence_seconds: float = 0.0
     estimate: Estimate = field(default_factory=Estimate)
     progress: Patterns = field(default_factory=Patterns)
 

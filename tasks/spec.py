@@ -38,6 +38,7 @@ class AttemptSpec:
     profile: str
     plan: VideoPlan
     extra_frames: int
+    seconds_tolerance: float
     params: Params
     adjusted: bool
     """Whether an earlier attempt ran out of memory, after which there is no second retry."""
@@ -51,6 +52,7 @@ class AttemptSpec:
     grace_seconds: float
     run_timeout_seconds: float
     silence_timeout_seconds: float
+    first_clip_silence_seconds: float
     heartbeat_seconds: float
     poll_seconds: float
 
@@ -69,6 +71,18 @@ class AttemptSpec:
         phases = {Phase(phase): text for phase, text in progress["phases"].items()}
         raw["progress"] = Patterns(**{**progress, "phases": phases, "files": tuple(progress["files"])})
         return AttemptSpec(**raw)
+
+    def silence_limit(self, phase: Phase, fraction: float) -> float:
+        """Return how many seconds the engine may be silent when it is `fraction` (0 to 1) through `phase`; 0: for ever.
+
+        It is longer until the first clip is done, when networks are loaded and compiled, and while the video is
+        decoded and saved, which one GPU does of all clips without a line: there by what the whole should take.
+        """
+        usual = self.silence_timeout_seconds
+        first = max(usual, self.first_clip_silence_seconds)
+        if not usual or (phase is Phase.GENERATING and fraction * self.plan.clips > 1):
+            return usual
+        return first + self.expected_generate if phase is Phase.ENCODING else first
 
     @property
     def marks(self) -> dict[str, str]:
