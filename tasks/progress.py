@@ -18,6 +18,8 @@ from tasks.profile import Patterns
 _ORDER = list(Phase)
 _CHUNK = 2**20
 _LONGEST = 2**16
+_MOST_LOADED = 0.9
+"""What a full bar of loading stands for: the weights are read, but moved, merged or compiled they are not yet."""
 
 
 @dataclass(slots=True)
@@ -47,8 +49,9 @@ class LogFollower:
         self._folder, self._log, self._patterns = folder, log, patterns
         self._phases = [(phase, re.compile(text)) for phase, text in patterns.phases.items()]
         self._step = re.compile(patterns.step) if patterns.step else None
+        self._loading = re.compile(patterns.loading) if patterns.loading else None
         self._total = max(1, clips * patterns.steps_per_clip)
-        self._phase, self._steps = Phase.PREPARING, 0
+        self._phase, self._steps, self._loaded = Phase.PREPARING, 0, 0.0
         self._tails: dict[Path, _Tail] = {}
 
     @property
@@ -75,7 +78,18 @@ class LogFollower:
             if _ORDER.index(phase) > _ORDER.index(self._phase) and pattern.search(text):
                 self._phase = phase
                 yield Progress(phase, 0.0)
+        yield from self._take_loading(text)
         if ended and self._step is not None and self._step.search(text) and self._steps < self._total:
             self._steps += 1
             if self._phase is Phase.GENERATING:
                 yield Progress(self._phase, self._steps / self._total)
+
+    def _take_loading(self, text: str) -> Iterator[Progress]:
+        """Several bars may load one after the other: only what passes the furthest of them is told."""
+        if self._loading is None or self._phase is not Phase.LOADING_MODEL:
+            return
+        found = self._loading.search(text)
+        share = min(float(found[1]) / 100, 1.0) * _MOST_LOADED if found else 0.0
+        if share > self._loaded:
+            self._loaded = share
+            yield Progress(Phase.LOADING_MODEL, share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,18 @@ def test_each_ended_bar_is_one_step_of_the_plan(tmp_path: Path, log: Path) -> No
         file.write(BAR * 7 + "complete full-sequence generation\n")
     assert follow.read()[-2:] == [Progress(Phase.GENERATING, 1.0), Progress(Phase.ENCODING, 0.0)]
     assert follow.read() == []
+
+
+def test_the_loader_s_bars_tell_how_much_is_loaded_and_never_go_back(tmp_path: Path, log: Path) -> None:
+    patterns = replace(PATTERNS, loading=r"^Loading checkpoint shards:\s+(\d+)%")
+    bar = "".join(
+        f"Loading checkpoint shards: {share:3d}%|#| {end}" for share, end in ((0, "\r"), (50, "\r"), (100, "\n"))
+    )
+    log.write_text(f"{bar}INFO: loading T5\n{bar}{bar}complete prepare\n{bar}")
+    assert follower(tmp_path, patterns).read() == [
+        Progress(Phase.LOADING_MODEL, 0.0), Progress(Phase.LOADING_MODEL, 0.45), Progress(Phase.LOADING_MODEL, 0.9),
+        Progress(Phase.GENERATING, 0.0),
+    ]  # fmt: skip
 
 
 def test_a_bar_of_the_loader_is_no_step(tmp_path: Path, log: Path) -> None:
