@@ -31,7 +31,7 @@ from tasks.model import (
     Video,
 )
 from tasks.spec import FINISH_FILE, OUTPUT_FOLDER, AttemptSpec
-from tasks.verdict import Output, excerpt_of, judge_output
+from tasks.verdict import Output, Planned, excerpt_of, judge_output
 from utils.file_handler import write_atomic
 from utils.plan import VideoPlan
 from utils.video import (
@@ -101,10 +101,11 @@ def _verified(spec: AttemptSpec, log_tail: str) -> tuple[Path, VideoFacts]:
     if len(videos) == 1:
         try:
             facts = inspect_video(videos[0])
-            output = Output(1, facts.frames)
+            output = Output(1, facts.frames, facts.duration_seconds)
         except VideoError as error:
             output = Output(1, defect=str(error))
-    failure = judge_output(output, spec.plan.frames, spec.extra_frames, log_tail)
+    planned = Planned(spec.plan.frames, spec.extra_frames, spec.plan.video_seconds, spec.seconds_tolerance)
+    failure = judge_output(output, planned, log_tail)
     if failure is not None or facts is None:
         raise Unusable(failure or Failure(ErrorCode.ENGINE_OUTPUT_INVALID, "no video"))
     return videos[0], facts

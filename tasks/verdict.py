@@ -25,11 +25,25 @@ class Stopped(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What lay in the output folder: how many videos, and of a single one its frames, or why it cannot be read."""
+    """What lay in the output folder: how many videos, and of a single one its frames and length, or its defect."""
 
     videos: int
     frames: int | None = None
+    seconds: float | None = None
     defect: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What the video should be: `frames`, or up to `extra_frames` more; with a `tolerance`, `seconds` give or take it.
+
+    The length counts instead of the frames where an engine has a frame rate of its own.
+    """
+
+    frames: int
+    extra_frames: int = 0
+    seconds: float = 0.0
+    tolerance: float = 0.0
 
 
 _DISK_FULL = "the disk is full: free some space and submit the task again"
@@ -70,7 +84,24 @@ _CAUSES: tuple[tuple[str, ErrorCode, str], ...] = (
 )
 """Texts of a log that tell a cause, the most telling first: what one rank dies of makes the others report NCCL."""
 
-_RANK_ERROR = re.compile(r"^(?:\[\w+\]:)?\[rank\d+\]: (\w[\w.]*(?:Error|Exception)\b.*)")
+_SEE_LOG = "its log may tell why, and another attempt may help"
+_FALSE_SUCCESSES: tuple[tuple[str, ErrorCode, str], ...] = (
+    (r"No space left on device|ENOSPC|Disk quota exceeded", ErrorCode.DISK_FULL, _DISK_FULL),
+    (
+        r"merge_video_audio failed",
+        ErrorCode.ENGINE_OUTPUT_INVALID,
+        "the engine could not merge the sound: look whether ffmpeg is in its environment",
+    ),
+    (
+        r"save_video failed",
+        ErrorCode.ENGINE_OUTPUT_INVALID,
+        "the engine could not save its video: the log names the error",
+    ),
+)
+"""What the log of an engine that claims success tells of a failure: Live Avatar goes on to its end after these."""
+
+_RANK_ERROR = re.compile(r"^(?:\[\w+\]:)?\[rank\d+\]: (\w[\w.]*(?:Error|Exception)\b[^\r\n]*)", re.MULTILINE)
+_RANK_KILLED = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: (\d+)")
 _ECHO = re.compile(r"Connection (?:closed|reset) by peer|NCCL")
 
 
@@ -82,7 +113,7 @@ def judge_exit(
         excerpt = excerpt_of(log_tail)
         return Failure(ErrorCode.TIMED_OUT, f"the engine ran for more than its {limit_seconds:g} s", excerpt)
     if stopped is Stopped.HUNG:
-        text = f"the engine gave no sign of life for {limit_seconds:g} s"
+        text = f"the engine gave no sign of life for {limit_seconds:g} s and was stopped: the log ends where it hung"
         return Failure(ErrorCode.ENGINE_HUNG, text, excerpt_of(log_tail))
     if status == 0:
         return None
@@ -91,19 +122,27 @@ def judge_exit(
     for pattern, code, sentence in _CAUSES:
         if found := re.search(pattern, log_tail):
             return Failure(code, sentence, _around(log_tail, found.start()))
-    excerpt = excerpt_of(log_tail)
     if status < 0:
-        return Failure(ErrorCode.ENGINE_FAILED, f"the engine was killed by {_signal_name(-status)}", excerpt)
-    cause = _cause(log_tail)
+        text = f"the engine was killed by {_signal_name(-status)}"
+        return Failure(ErrorCode.ENGINE_FAILED, text, excerpt_of(log_tail))
+    cause, excerpt = _cause(log_tail)
     text = f"the engine ended with status {status}" + (f": {cause}" if cause else "")
     return Failure(ErrorCode.ENGINE_FAILED, text, excerpt)
 
 
-def _cause(log_tail: str) -> str:
-    """Return the line that names the error: of several processes the last that is no echo of another's death."""
+def _cause(log_tail: str) -> tuple[str, str]:
+    """Return the line that names the error, and the lines that show it.
+
+    Of several processes it is the last that is no echo of another's death, or else what torchrun says of a rank that
+    a signal killed: behind both, torchrun's table would fill an excerpt of the end.
+    """
+    named = [found for found in _RANK_ERROR.finditer(log_tail) if not _ECHO.search(found[1])]
+    if named:
+        return _clean(named[-1][1])[:_LINE_CHARS], _around(log_tail, named[-1].start())
+    if killed := _RANK_KILLED.search(log_tail):
+        return f"process {killed[2]} of it was killed by {_signal_name(int(killed[1]))}", excerpt_of(log_tail)
     lines = [line for line in excerpt_lines(log_tail) if line.strip("=- ")]  # not the rules of torchrun's table
-    named = [found[1] for line in lines if (found := _RANK_ERROR.match(line)) and not _ECHO.search(found[1])]
-    return named[-1] if named else (lines[-1].strip() if lines else "")
+    return (lines[-1].strip() if lines else ""), excerpt_of(log_tail)
 
 
 def _around(log_tail: str, position: int) -> str:
@@ -114,19 +153,28 @@ def _around(log_tail: str, position: int) -> str:
     return excerpt_of(log_tail if after < 0 else log_tail[:after])
 
 
-def judge_output(output: Output, planned: int, extra: int, log_tail: str) -> Failure | None:
+def judge_output(output: Output, planned: Planned, log_tail: str) -> Failure | None:
     """Return what is wrong with the output of an engine that claims success, or None when the video is as planned."""
-    reason = _defect(output, planned, extra)
-    return Failure(ErrorCode.ENGINE_OUTPUT_INVALID, reason, excerpt_of(log_tail)) if reason else None
+    reason = _defect(output, planned)
+    if not reason:
+        return None
+    for pattern, code, advice in _FALSE_SUCCESSES:
+        if found := re.search(pattern, log_tail):
+            return Failure(code, f"{reason}; {advice}", _around(log_tail, found.start()))
+    return Failure(ErrorCode.ENGINE_OUTPUT_INVALID, f"{reason}; {_SEE_LOG}", excerpt_of(log_tail))
 
 
-def _defect(output: Output, planned: int, extra: int) -> str:
+def _defect(output: Output, planned: Planned) -> str:
     if output.videos != 1:
         return f"the engine left {output.videos or 'no'} video{'s' if output.videos > 1 else ''} where one was expected"
     if output.defect:
         return f"the engine's video cannot be used: {output.defect}"
-    if output.frames is None or not planned <= output.frames <= planned + extra:
-        return f"the engine's video has {output.frames} frames where {planned} were planned"
+    if planned.tolerance > 0:
+        seconds = output.seconds or 0.0
+        fits = abs(seconds - planned.seconds) <= planned.tolerance
+        return "" if fits else f"the engine's video is {seconds:.2f} s long where {planned.seconds:.2f} s were planned"
+    if output.frames is None or not planned.frames <= output.frames <= planned.frames + planned.extra_frames:
+        return f"the engine's video has {output.frames} frames where {planned.frames} were planned"
     return ""
 
 

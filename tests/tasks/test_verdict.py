@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tasks.model import ErrorCode
-from tasks.verdict import EXCERPT_LINES, Output, Stopped, excerpt_of, judge_exit, judge_output, redact
+from tasks.verdict import EXCERPT_LINES, Output, Planned, Stopped, excerpt_of, judge_exit, judge_output, redact
 
 
 @pytest.mark.parametrize(
@@ -78,31 +78,73 @@ def test_the_excerpt_shows_the_line_that_told_the_cause() -> None:
     assert "OutOfMemoryError" in judge_exit(1, None, 0.0, log).log_excerpt
 
 
+def test_the_excerpt_shows_a_rank_s_error_and_not_only_torchrun_s_table_behind_it() -> None:
+    log = "[rank2]: ValueError: bad\n" + "\n".join(f"  rank {n}" for n in range(100))
+    failure = judge_exit(1, None, 0.0, log)
+    assert failure is not None
+    assert failure.message.endswith("status 1: ValueError: bad")
+    assert "ValueError: bad" in failure.log_excerpt
+
+
+def test_a_rank_that_was_killed_is_named_by_its_signal() -> None:
+    log = "E1 api.py:874] failed (exitcode: -9) local_rank: 3 (pid: 7) of binary: python\n====\nroot cause\n===="
+    failure = judge_exit(1, None, 0.0, log)
+    assert failure is not None
+    assert "process 3 of it was killed by SIGKILL (often: the machine ran out of memory)" in failure.message
+
+
 def test_exit_0_means_look() -> None:
     assert judge_exit(0, None, 0.0, "all fine") is None
 
 
 @pytest.mark.parametrize(
-    ("output", "extra", "words"),
+    ("output", "planned", "words"),
     [
-        (Output(0), 0, "no video"),
-        (Output(2), 0, "2 videos"),
-        (Output(1, defect="it has no audio stream"), 0, "no audio stream"),
-        (Output(1, frames=99), 15, "99 frames where 100"),
-        (Output(1, frames=101), 0, "101 frames where 100"),
-        (Output(1, frames=116), 15, "116 frames where 100"),
+        (Output(0), Planned(100), "no video"),
+        (Output(2), Planned(100), "2 videos"),
+        (Output(1, defect="it has no audio stream"), Planned(100), "no audio stream"),
+        (Output(1, frames=99), Planned(100, 15), "99 frames where 100"),
+        (Output(1, frames=101), Planned(100), "101 frames where 100"),
+        (Output(1, frames=116), Planned(100, 15), "116 frames where 100"),
+        (Output(1, 64, 4.5), Planned(100, 0, 4.0, 0.3), "4.50 s long where 4.00 s"),
+        (Output(1, 100, 3.6), Planned(100, 0, 4.0, 0.3), "3.60 s long where 4.00 s"),
     ],
 )
-def test_an_output_that_is_not_as_planned_is_refused(output: Output, extra: int, words: str) -> None:
-    failure = judge_output(output, planned=100, extra=extra, log_tail="")
+def test_an_output_that_is_not_as_planned_is_refused(output: Output, planned: Planned, words: str) -> None:
+    failure = judge_output(output, planned, log_tail="")
     assert failure is not None
     assert failure.code is ErrorCode.ENGINE_OUTPUT_INVALID
     assert words in failure.message
 
 
-@pytest.mark.parametrize(("frames", "extra"), [(100, 0), (100, 15), (115, 15)])
-def test_the_planned_frames_and_an_allowed_overshoot_pass(frames: int, extra: int) -> None:
-    assert judge_output(Output(1, frames=frames), 100, extra, "") is None
+@pytest.mark.parametrize(
+    ("output", "planned"),
+    [
+        (Output(1, 100), Planned(100)),
+        (Output(1, 100), Planned(100, 15)),
+        (Output(1, 115), Planned(100, 15)),
+        (Output(1, 64, 4.0), Planned(100, 0, 4.0, 0.3)),
+        (Output(1, 68, 4.25), Planned(100, 0, 4.0, 0.3)),
+    ],
+)
+def test_the_planned_frames_or_length_and_an_allowed_overshoot_pass(output: Output, planned: Planned) -> None:
+    assert judge_output(output, planned, "") is None
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "words"),
+    [
+        ("INFO: save_video failed, error: [Errno 28] No space left on device", ErrorCode.DISK_FULL, "free some space"),
+        ("ERROR: merge_video_audio failed with error: no 'ffmpeg'", ErrorCode.ENGINE_OUTPUT_INVALID, "ffmpeg"),
+        ("INFO: save_video failed, error: [Errno 32] Broken pipe", ErrorCode.ENGINE_OUTPUT_INVALID, "not save"),
+        ("all fine", ErrorCode.ENGINE_OUTPUT_INVALID, "its log"),
+    ],
+)
+def test_what_is_wrong_with_an_output_is_explained_by_the_log(log: str, code: ErrorCode, words: str) -> None:
+    failure = judge_output(Output(0), Planned(100), f"{log}\n" + "more\n" * 100)
+    assert failure is not None
+    assert (failure.code, words in failure.message) == (code, True), failure.message
+    assert (log in failure.log_excerpt) == (log != "all fine")
 
 
 def test_an_excerpt_is_the_last_lines_without_control_characters() -> None:
