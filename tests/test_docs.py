@@ -106,3 +106,11 @@ def test_the_walk_with_curl_works_when_pasted(service: Callable[..., Service], t
     assert '"status":"completed"' in (made / "task.json").read_text().replace(": ", ":")
     assert "made 301 frames" in walk.stdout
     assert walk.stdout.count("gen_") >= 5
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_example_of_wrapping_a_model_is_part_of_the_shipped_row(name: str) -> None:
+    example = yaml.safe_load(text_of(name).split("```yaml\n")[1].split("```")[0])["audio_cpp"]
+    shipped = yaml.safe_load(text_of("configs/engines.yaml"))["engines"]["audio_cpp"]
+    (told,), (row,) = example.pop("profiles"), shipped.pop("profiles")
+    assert (example, told) == (shipped, {key: row[key] for key in told})
