@@ -332,3 +332,4 @@ class HealthAnswer(Answer):
     gpus: list[GpuAnswer]
     queue: QueueAnswer
     reasons: list[str]
+    warnings: list[str] = Field(description="What else needs a look, but keeps no task from running.")

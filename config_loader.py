@@ -92,6 +92,11 @@ class HttpSettings(_Section):
     max_waiters: int = Field(64, ge=0)
 
 
+class DiskSettings(_Section):
+    reserve_bytes: int = Field(256 * 2**20, ge=0)
+    ballast_bytes: int = Field(16 * 2**20, ge=0)
+
+
 class RunnerSettings(_Section):
     max_attempts: int = Field(2, ge=1)
     heartbeat_seconds: float = Field(10.0, gt=0)
@@ -122,6 +127,7 @@ class Settings(BaseSettings):
     inputs: InputSettings = InputSettings()
     http: HttpSettings = HttpSettings()
     runner: RunnerSettings = RunnerSettings()
+    disk: DiskSettings = DiskSettings()
 
     def model_post_init(self, context: Any) -> None:
         object.__setattr__(self, "data_dir", self.data_dir.expanduser().absolute())

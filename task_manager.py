@@ -6,11 +6,9 @@ thread (tasks.scheduler) is started by the server's configuration alone, so that
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
-import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,38 +16,33 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy.exc import OperationalError
-
 from config_loader import Settings, engine_environment
 from tasks.admission import Admission
+from tasks.disk import Demand, Disk, is_full
 from tasks.estimate import Work, expected_work, queue_wait
 from tasks.fit import Portrait
 from tasks.folders import Folders
 from tasks.hardware import Hardware
+from tasks.health import Examiner, Health
 from tasks.launch import Launcher
 from tasks.model import Event, LostRace, OutputFormat, Params, Phase, Priority, Status, Task
 from tasks.placement import Host
 from tasks.profile import EngineTable
-from tasks.scheduler import LOCK_NAME, Scheduler
-from tasks.settling import STATE_NAME, from_state, states
+from tasks.scheduler import Scheduler
 from tasks.spawner import ROOT
 from tasks.spec import LOG_FILE
 from tasks.store import NOTHING_AHEAD, Backlog, IdempotencyKey, Store, utc_now
 from tasks.wake import ring
 from utils.file_handler import StorageFull, link_or_copy, remove_tree, sweep
-from utils.gpu import Gpu, GpuProbe
+from utils.gpu import GpuProbe
 from utils.media import AudioFacts, ImageFacts
 from utils.plan import VideoPlan, plan_video
-from utils.process import try_lock
 
 log = logging.getLogger("manager")
 
 _ORPHAN_SECONDS = 3600.0
 _SCRATCH_SECONDS = 24 * 3600.0
 """Longer than any upload may take."""
-
-_RESERVE_BYTES = 64 * 2**20
-"""Free space under which no new task can be expected to end well."""
 
 _RACES = 20
 
@@ -114,36 +107,14 @@ class TaskView:
     eta_seconds: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class EngineState:
-    name: str
-    title: str
-    available: bool
-    reason: str
-    profiles: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """`reasons` why new tasks cannot be run now; none of them: healthy."""
-
-    engines: tuple[EngineState, ...]
-    queued: int
-    processing: int
-    model_loaded: bool
-    gpus: tuple[Gpu, ...]
-    gpu_states: Mapping[str, str]
-    """By UUID, see tasks.settling; a GPU that is not named is free."""
-    reasons: tuple[str, ...]
-
-
 class TaskManager:
     """All verbs on tasks. Opens the store and makes the data folders; starts nothing before `start`."""
 
     def __init__(self, settings: Settings, table: EngineTable) -> None:
         self.folders = Folders(settings.data_dir)
         self.folders.make()
-        self.store = Store(settings.database_url, settings.data_dir)
+        self.store = Store(settings.database_url, settings.data_dir, ballast_bytes=settings.disk.ballast_bytes)
+        self.disk = Disk(settings.data_dir, settings.disk.reserve_bytes, self.store.ballast)
         self._settings, self._table = settings, table
         self._environment = engine_environment(settings)
         self._hardware = Hardware(GpuProbe(), self._environment.get("CUDA_VISIBLE_DEVICES"))
@@ -187,6 +158,14 @@ class TaskManager:
         """Raise UnknownEngine or NoHardware when no task could be submitted for this engine."""
         self._admission.check(name)
 
+    def check_room(self, wanted_bytes: int) -> None:
+        """Raise StorageFull where this, beside all that accepted tasks may still write, leaves less than the reserve.
+
+        A task that runs counts in full: how much of it is written already is not known. Of two requests at once both
+        may pass; the reserve is for that, too.
+        """
+        self.disk.check(self.store.demand().bytes + wanted_bytes)
+
     def submit(self, submission: Submission, answer: Callable[[TaskView], str]) -> TaskView:
         """Accept a task: its inputs on disk, its row, its idempotency key with `answer`'s text, and a ring.
 
@@ -194,6 +173,7 @@ class TaskManager:
         """
         key = self._key(submission)
         draft = self._draft(submission)
+        self.check_room(Demand.of(draft.plan).bytes)
         with self._inputs(draft.id, submission):
             task, position = self.store.add(
                 lambda ahead, now: self._accepted(draft, ahead, now),
@@ -263,7 +243,7 @@ class TaskManager:
             yield
         except BaseException as error:
             remove_tree(folder.parent)
-            if _is_full(error):
+            if is_full(error):
                 raise StorageFull from error
             raise
 
@@ -273,7 +253,7 @@ class TaskManager:
         """Return one task. Raises TaskUnknown or TaskGone."""
         found = self.store.get_with_backlog(task_id)
         if found is None or found[0].tenant != tenant:
-            raise TaskGone if found is None and self.store.was_deleted(task_id, tenant) else TaskUnknown
+            raise TaskGone if found is None and self.store.ended.was_deleted(task_id, tenant) else TaskUnknown
         return self._view(*found)
 
     def page(self, tenant: str, statuses: Sequence[Status], limit: int, before_seq: int | None) -> list[TaskView]:
@@ -302,36 +282,11 @@ class TaskManager:
 
     def health(self) -> Health:
         """Return what this host can do now."""
-        counts = self.store.counts()
-        reasons = {engine.name: self._admission.why_not(engine) for engine in self._table.engines}
-        engines = tuple(
-            EngineState(e.name, e.title, not reasons[e.name], reasons[e.name], tuple(p.name for p in e.profiles))
-            for e in self._table.engines
-        )
-        against = [] if any(engine.available for engine in engines) else ["no engine can run on this machine"]
-        against += [] if self._is_scheduled() else ["no process schedules tasks at present"]
-        against += [] if self._has_space() else ["the disk of the data folder is full"]
-        against += self._hardware.reasons()
-        busy = [uuid for task in self.store.processing() for uuid in task.gpus]
-        return Health(
-            engines, counts[Status.QUEUED], counts[Status.PROCESSING], False, self._hardware.gpus(),
-            states(from_state(self.store.state.get(STATE_NAME)), busy), tuple(against),
-        )  # fmt: skip
+        return Examiner(self.store, self._admission, self._hardware, self.disk).look()
 
     def engine_names(self) -> list[str]:
         """Return the names of the configured engines."""
         return [engine.name for engine in self._table.engines]
-
-    def _has_space(self) -> bool:
-        disk = os.statvfs(self.folders.data)
-        return disk.f_bavail * disk.f_frsize > _RESERVE_BYTES
-
-    def _is_scheduled(self) -> bool:
-        lock = try_lock(self.folders.data / LOCK_NAME)
-        if lock is None:
-            return True
-        os.close(lock)
-        return False
 
     # --- ending --------------------------------------------------------------------------------------------------
 
@@ -347,7 +302,7 @@ class TaskManager:
                     return self._view(self.store.happen(task, Event.CANCEL), NOTHING_AHEAD)
                 if task.status is Status.PROCESSING:
                     return self._view(self.store.request_cancel(task), NOTHING_AHEAD)
-                self.store.delete(task)
+                self.store.ended.delete(task)
                 self._remove_files(task.id)
                 return None
             except LostRace:
@@ -361,7 +316,8 @@ class TaskManager:
     # --- chores --------------------------------------------------------------------------------------------------
 
     def _chores(self) -> None:
-        self.store.forget_old_keys()
+        self.disk.restore_ballast()
+        self.store.ended.forget_old_keys()
         for folder in (self.folders.tasks, self.folders.results):
             known = self.store.known([path.name for path in folder.iterdir()])
             sweep(folder, _ORPHAN_SECONDS, keep=_named_in(known))
@@ -387,9 +343,3 @@ def _plan(submission: Submission, size: str) -> VideoPlan:
         size=size, num_clip=submission.num_clip, image_width=image.width, image_height=image.height,
         audio_seconds=audio.seconds,
     )  # fmt: skip
-
-
-def _is_full(error: BaseException) -> bool:
-    if isinstance(error, OperationalError):
-        return "full" in str(error.orig)
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

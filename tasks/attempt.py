@@ -22,6 +22,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
+from tasks.disk import is_exhausted
 from tasks.engine_process import EngineProcess, Progress
 from tasks.estimate import Lesson, Work, lesson, pace
 from tasks.finish import Abandoned, Ending, Unusable, publish
@@ -41,9 +42,9 @@ from tasks.model import (
     Status,
 )
 from tasks.progress import LogFollower
-from tasks.spec import LOG_FILE, AttemptSpec
+from tasks.spec import LOG_FILE, OUTPUT_FOLDER, STAGING_FOLDER, AttemptSpec
 from tasks.store import Store
-from tasks.verdict import Stopped, judge_exit, redact
+from tasks.verdict import DISK_FULL, Stopped, judge_exit, redact
 from tasks.wake import ring
 from utils.file_handler import remove_tree
 from utils.media import ImageFacts, read_facts
@@ -62,7 +63,6 @@ _SWEEP_SECONDS = 10.0
 _BUSY_SECONDS = 0.5
 """A locked database must not keep this process from its engine: what cannot be told now is told later."""
 _TAIL_BYTES = 64 * 1024
-_FULL_BYTES = 256 * 1024
 _RETRY_SECONDS = (0.1, 0.5, 1.0, 5.0, 15.0, 30.0)
 
 
@@ -308,17 +308,24 @@ class Attempt:
 
     def _disk_is_full(self) -> bool:
         """An engine's last words, that the disk is full, would lie on the full disk; so look."""
-        disk = os.statvfs(self.folder)
-        return disk.f_bavail * disk.f_frsize < _FULL_BYTES or (disk.f_files > 0 and disk.f_favail == 0)
+        return is_exhausted(self.folder)
 
     def _cannot_start(self) -> Failure:
-        return Failure(ErrorCode.ENGINE_FAILED, self.problem)
+        return (
+            Failure(ErrorCode.DISK_FULL, DISK_FULL)
+            if self._disk_is_full()
+            else Failure(ErrorCode.ENGINE_FAILED, self.problem)
+        )
 
     def _record(self, ending: Ending) -> int:
         """Write the end into the row, however long the database needs; a lost attempt publishes nothing."""
         ending = self._redacted(ending)
-        with suppress(OSError):  # a full disk: then the row alone has to do
-            ending.save(self.folder)
+        if ending.event is not Event.COMPLETE:
+            self._discard_output()  # first, for it may be what filled the disk
+        try:
+            self.store.ballast.lend(lambda: ending.save(self.folder))
+        except OSError as error:
+            log.error("the end cannot be kept in a file, the row alone has to do: %s", error.strerror)
         for lock in self.slot or ():
             os.close(lock)  # before the row says so: the next runner shall not wait for this process to leave
         for pause in self._pauses():
@@ -343,6 +350,11 @@ class Attempt:
     def _pauses(self) -> list[float]:
         """Retry for about a day; then the file in the attempt's folder is all there is."""
         return [*_RETRY_SECONDS, *[_RETRY_SECONDS[-1]] * (86_400 // int(_RETRY_SECONDS[-1]))]
+
+    def _discard_output(self) -> None:
+        """Remove what an attempt without a result made; its logs stay."""
+        for name in (OUTPUT_FOLDER, STAGING_FOLDER):
+            remove_tree(self.folder / name)
 
     def _unpublish(self) -> None:
         remove_tree(Path(self.spec.results))

@@ -6,7 +6,6 @@ row has it, so that a database that cannot be reached costs no work.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.disk import is_full
 from tasks.estimate import Lesson
 from tasks.model import (
     Adjustment,
@@ -30,8 +30,8 @@ from tasks.model import (
     Result,
     Video,
 )
-from tasks.spec import FINISH_FILE, OUTPUT_FOLDER, AttemptSpec
-from tasks.verdict import Output, Planned, excerpt_of, judge_output
+from tasks.spec import FINISH_FILE, OUTPUT_FOLDER, STAGING_FOLDER, AttemptSpec
+from tasks.verdict import DISK_FULL, Output, Planned, excerpt_of, judge_output
 from utils.file_handler import write_atomic
 from utils.plan import VideoPlan
 from utils.video import (
@@ -71,15 +71,14 @@ def publish(spec: AttemptSpec, log_tail: str, should_stop: Callable[[], bool]) -
         text = f"the engine's video cannot be used: {error}"
         raise Unusable(Failure(ErrorCode.ENGINE_OUTPUT_INVALID, text, excerpt_of(log_tail))) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            full = "the disk is full: free some space and submit the task again"
-            raise Unusable(Failure(ErrorCode.DISK_FULL, full, excerpt_of(log_tail))) from error
+        if is_full(error):
+            raise Unusable(Failure(ErrorCode.DISK_FULL, DISK_FULL, excerpt_of(log_tail))) from error
         raise
 
 
 def _publish(spec: AttemptSpec, log_tail: str, should_stop: Callable[[], bool]) -> Result:
     made, facts = _verified(spec, log_tail)
-    staging = Path(spec.folder) / "publish"
+    staging = Path(spec.folder) / STAGING_FOLDER
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     video = staging / f"video.{spec.params.output_format}"

@@ -18,6 +18,7 @@ LOG_FILE = "engine.log"
 LOCK_FILE = "lock"
 FINISH_FILE = "finish.json"
 OUTPUT_FOLDER = "out"
+STAGING_FOLDER = "publish"
 
 DATABASE_VARIABLE = "AVATAR_DATABASE_URL"
 """Tells the runner where the rows are; its engine must not see it."""

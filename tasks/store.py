@@ -9,22 +9,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, and_, func, insert, or_, select, tuple_, update
 
+from tasks.disk import BALLAST_FILE, Ballast, Demand
 from tasks.drain import FACT as DRAIN
+from tasks.ended import Ended
 from tasks.estimate import Learned, Lesson
 from tasks.model import Event, Facts, LostRace, Note, Phase, RunnerId, Status, Task, advance
 from tasks.rows import row_from_task, task_from_row
-from tasks.schema import estimates, idempotency_keys, migrate, open_database, tasks, tombstones, uploads
+from tasks.schema import estimates, idempotency_keys, migrate, open_database, tasks
 from tasks.service_state import ServiceState
+from tasks.uploads import Uploads
 
-IDEMPOTENCY_TTL = timedelta(hours=24)
-"""How long a key is kept after the end of its task."""
+T = TypeVar("T")
 
 _AT_ONCE = 500
 """Values in one query; SQLite has a limit."""
@@ -66,19 +68,6 @@ class Backlog:
 NOTHING_AHEAD = Backlog(0, {})
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A medium that was uploaded and found good. `path` is what clients pass on, `media` its facts."""
-
-    path: str
-    tenant: str
-    kind: str
-    sha256: str
-    size_bytes: int
-    media: dict[str, Any]
-    created_at: datetime
-
-
 def utc_now() -> datetime:
     return datetime.now(UTC)
 
@@ -87,13 +76,21 @@ class Store:
     """All reads and writes of one database. Safe to share between threads; not to carry over a fork."""
 
     def __init__(
-        self, url: str, lock_folder: Path, now: Callable[[], datetime] = utc_now, busy_seconds: float = 30.0
+        self,
+        url: str,
+        lock_folder: Path,
+        now: Callable[[], datetime] = utc_now,
+        busy_seconds: float = 30.0,
+        ballast_bytes: int = 0,
     ) -> None:
         self._engine = open_database(url, busy_seconds)
         self._writing = self._engine.execution_options(write=True)
         self._now = now
+        self.ballast = Ballast(lock_folder / BALLAST_FILE, ballast_bytes)
         self.state = ServiceState(self._engine, now)
-        migrate(self._engine, lock_folder / "migrate.lock")
+        self.uploads = Uploads(self._engine, now)
+        self.ended = Ended(self._engine, now, self.ballast)
+        self.ballast.lend(lambda: migrate(self._engine, lock_folder / "migrate.lock"))
 
     def changes(self) -> Callable[[], bool]:
         """Return a function that says whether anyone else committed since it was last called.
@@ -183,11 +180,6 @@ class Store:
                 return None
             return task, self._ahead_of(db, task)
 
-    def was_deleted(self, task_id: str, tenant: str) -> bool:
-        with self._engine.begin() as db:
-            found = select(tombstones.c.id).where(tombstones.c.id == task_id, tombstones.c.tenant == tenant)
-            return db.execute(found).first() is not None
-
     def page(
         self, tenant: str, statuses: Sequence[Status], limit: int, before_seq: int | None
     ) -> list[tuple[Task, Backlog]]:
@@ -237,10 +229,13 @@ class Store:
         Raises LostRace when it has changed since, or when it is to start while the service drains.
         """
         after = advance(task, event, self._now(), facts)
-        with self._writing.begin() as db:
+
+        def work(db: Connection) -> Task:
             if event is Event.CLAIM and self.state.seen_by(db, DRAIN) is not None:
                 raise LostRace(f"task {task.id} may not start while the service drains")
             return self._write(db, task, after)
+
+        return self._tell(work)
 
     def finish(self, task_id: str, attempt: int, event: Event, facts: Facts, lesson: Lesson | None = None) -> Task:
         """End an attempt that the caller owns, whatever was reported of it since it was read.
@@ -248,13 +243,14 @@ class Store:
         Who asked for a cancel was told 202 and gets `cancelled`, also when the video was ready in the same moment.
         Raises LostRace when the attempt is no longer the caller's.
         """
-        with self._writing.begin() as db:
-            task = self._owned(db, task_id, attempt)
-            if task.cancel_requested:
-                event, facts = Event.CANCEL, Facts()
-            if lesson is not None and event is Event.COMPLETE:
-                self._learn(db, lesson)
-            return self._write(db, task, advance(task, event, self._now(), facts))
+        return self._tell(lambda db: self._finish(db, self._owned(db, task_id, attempt), event, facts, lesson))
+
+    def _finish(self, db: Connection, task: Task, event: Event, facts: Facts, lesson: Lesson | None) -> Task:
+        if task.cancel_requested:
+            event, facts = Event.CANCEL, Facts()
+        if lesson is not None and event is Event.COMPLETE:
+            self._learn(db, lesson)
+        return self._write(db, task, advance(task, event, self._now(), facts))
 
     def request_cancel(self, task: Task) -> Task:
         """Flag a processing task to be cancelled. Raises LostRace when it has changed since it was read."""
@@ -262,8 +258,7 @@ class Store:
             return task
         # updated_at stays: the ETA counts from it, and this says nothing about the ETA.
         after = replace(task, cancel_requested=True, version=task.version + 1)
-        with self._writing.begin() as db:
-            return self._write(db, task, after)
+        return self._tell(lambda db: self._write(db, task, after))
 
     def report(
         self,
@@ -287,57 +282,47 @@ class Store:
 
     def beat(self, task_id: str, attempt: int) -> None:
         """Say that an attempt's runner lives. Nothing that clients see changes. Raises LostRace like `report`."""
-        owned = and_(tasks.c.id == task_id, tasks.c.attempt == attempt, tasks.c.status == Status.PROCESSING.value)
-        with self._writing.begin() as db:
-            if db.execute(update(tasks).where(owned).values(heartbeat_at=self._now())).rowcount != 1:
-                raise LostRace
+        self._set_owned(task_id, attempt, heartbeat_at=self._now())
 
     def note_runner(self, task_id: str, attempt: int, runner: RunnerId) -> None:
         """Record which process owns an attempt. Raises LostRace when the attempt is over."""
+        self._set_owned(task_id, attempt, runner=asdict(runner))
+
+    def _set_owned(self, task_id: str, attempt: int, **values: object) -> None:
         owned = and_(tasks.c.id == task_id, tasks.c.attempt == attempt, tasks.c.status == Status.PROCESSING.value)
-        with self._writing.begin() as db:
-            if db.execute(update(tasks).where(owned).values(runner=asdict(runner))).rowcount != 1:
+
+        def work(db: Connection) -> None:
+            if db.execute(update(tasks).where(owned).values(values)).rowcount != 1:
                 raise LostRace
 
-    def delete(self, task: Task) -> None:
-        """Remove an ended task's record and leave its tombstone. Raises LostRace when it has changed."""
-        if not task.status.ended:
-            raise ValueError("only an ended task can be deleted")
-        with self._writing.begin() as db:
-            gone = db.execute(delete(tasks).where(tasks.c.id == task.id, tasks.c.version == task.version))
-            if gone.rowcount != 1:
-                raise LostRace
-            db.execute(insert(tombstones).values(id=task.id, tenant=task.tenant, deleted_at=self._now()))
-            keep_until = (task.finish_time or self._now()) + IDEMPOTENCY_TTL
-            mine = update(idempotency_keys).where(idempotency_keys.c.task_id == task.id)
-            db.execute(mine.values(expires_at=keep_until))
+        self._tell(work)
 
-    def forget_old_keys(self) -> int:
-        """Remove idempotency keys whose task ended more than a day ago; return how many."""
-        now = self._now()
-        ended = select(tasks.c.id).where(tasks.c.finish_time < now - IDEMPOTENCY_TTL)
-        old = or_(idempotency_keys.c.expires_at < now, idempotency_keys.c.task_id.in_(ended))
-        with self._writing.begin() as db:
-            return db.execute(delete(idempotency_keys).where(old)).rowcount
-
-    # --- uploads and estimates -----------------------------------------------------------------------------------
-
-    def add_upload(self, upload: Upload) -> None:
-        with self._writing.begin() as db:
-            db.execute(insert(uploads).values(asdict(upload)))
-
-    def upload(self, path: str, tenant: str) -> Upload | None:
-        with self._engine.begin() as db:
-            columns = [uploads.c[field.name] for field in fields(Upload)]
-            row = db.execute(select(*columns).where(uploads.c.path == path, uploads.c.tenant == tenant)).first()
-            return None if row is None else Upload(**row._mapping)
+    # --- estimates ------------------------------------------------------------------------------------------------
 
     def learned(self, profile: str) -> Learned | None:
         """Return what finished tasks taught about a profile (`engine/profile`)."""
         with self._engine.begin() as db:
             return self._learned(db, profile)
 
+    def demand(self) -> Demand:
+        """Return what the tasks that are queued or processing may still write."""
+        frames, width, height = (tasks.c.plan[name].as_integer() for name in ("frames", "width", "height"))
+        query = select(func.count(), func.sum(frames), func.sum(frames * width * height))
+        open_ones = [status.value for status in Status if not status.ended]
+        with self._engine.begin() as db:
+            number, all_frames, pixels = db.execute(query.where(tasks.c.status.in_(open_ones))).one()
+            return Demand(number, all_frames or 0, pixels or 0)
+
     # --- parts ---------------------------------------------------------------------------------------------------
+
+    def _tell(self, work: Callable[[Connection], T]) -> T:
+        """Do `work` in a writing transaction, for which the disk shall never be too full."""
+
+        def once() -> T:
+            with self._writing.begin() as db:
+                return work(db)
+
+        return self.ballast.lend(once)
 
     def _read(self, db: Connection, task_id: str) -> Task | None:
         row = db.execute(select(tasks).where(tasks.c.id == task_id)).first()

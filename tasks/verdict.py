@@ -46,7 +46,7 @@ class Planned:
     tolerance: float = 0.0
 
 
-_DISK_FULL = "the disk is full: free some space and submit the task again"
+DISK_FULL = "the disk is full: free some space and submit the task again"
 _MODEL_FILES = r"ckpt/|\.pth|\.safetensors|config\.json|umt5|wav2vec"
 _LORA = r"(?i:\blora\b[^\n]*(?:error|invalid|corrupt|mismatch|not found)|error[^\n]*\blora\b)"
 _CAUSES: tuple[tuple[str, ErrorCode, str], ...] = (
@@ -58,7 +58,7 @@ _CAUSES: tuple[tuple[str, ErrorCode, str], ...] = (
     (
         r"No space left on device|ENOSPC|Disk quota exceeded",
         ErrorCode.DISK_FULL,
-        _DISK_FULL,
+        DISK_FULL,
     ),
     (
         r"EADDRINUSE|[Aa]ddress already in use",
@@ -118,7 +118,7 @@ def judge_exit(
     if status == 0:
         return None
     if disk_full:
-        return Failure(ErrorCode.DISK_FULL, _DISK_FULL, excerpt_of(log_tail))
+        return Failure(ErrorCode.DISK_FULL, DISK_FULL, excerpt_of(log_tail))
     for pattern, code, sentence in _CAUSES:
         if found := re.search(pattern, log_tail):
             return Failure(code, sentence, _around(log_tail, found.start()))

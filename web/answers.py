@@ -26,10 +26,11 @@ from api_schema import (
     UploadAnswer,
     VideoAnswer,
 )
-from task_manager import Health, TaskView
+from task_manager import TaskView
 from tasks.drain import Drain
+from tasks.health import Health
 from tasks.model import Priority, Result, Task
-from tasks.store import Upload
+from tasks.uploads import Upload
 from utils.gpu import Gpu
 
 JSON = "application/json"
@@ -89,6 +90,7 @@ def health_answer(health: Health, draining: Drain | None) -> HealthAnswer:
         engines=[EngineAnswer.model_validate(asdict(engine)) for engine in health.engines],
         gpus=[_gpu(gpu, health.gpu_states.get(gpu.uuid, "free")) for gpu in health.gpus],
         queue=QueueAnswer(queued=health.queued, processing=health.processing), reasons=reasons,
+        warnings=list(health.warnings),
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from werkzeug.exceptions import HTTPException
 
 from task_manager import ResultNotReady, TaskGone, TaskUnknown
 from tasks.admission import NoHardware, UnknownEngine
+from tasks.disk import is_full
 from tasks.model import LostRace
 from tasks.store import KeyReused, QueueFull
 from utils.file_handler import StorageFull, TooLarge
@@ -126,7 +127,7 @@ def too_large(field: str, message: str) -> ApiError:
 
 def _database(error: OperationalError) -> ApiError:
     reason = str(error.orig)
-    if "full" in reason:
+    if is_full(error):
         return _storage_full()
     if "locked" in reason or "busy" in reason:
         return ApiError(Code.BUSY, "the database is busy; try again", retry_after=BUSY_RETRY_SECONDS)
@@ -135,7 +136,7 @@ def _database(error: OperationalError) -> ApiError:
 
 def _system(error: OSError) -> ApiError:
     """Say what the machine is short of; any other error of the system is a bug."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return _storage_full()
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EROFS):
         log.error("the system is short of something", exc_info=error)

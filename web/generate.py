@@ -34,6 +34,9 @@ def generate(manager: TaskManager, inputs: Inputs) -> Response:
     """Queue the task that the request at hand asks for. Raises ApiError and what `TaskManager.submit` raises."""
     key = idempotency_key()
     _refuse_while_draining(manager, key)
+    is_form = content_type() != "application/json"
+    if is_form or key is None:  # a repeated submit by paths needs no room for its answer
+        manager.check_room(_announced_bytes(inputs))
     with inputs.folder() as folder:
         fields, sources = _read_generate(inputs, folder)
         manager.check_engine(fields.engine)
@@ -51,6 +54,8 @@ def generate(manager: TaskManager, inputs: Inputs) -> Response:
 def upload(manager: TaskManager, inputs: Inputs) -> Response:
     """Store the medium that the request at hand sends. Raises ApiError."""
     _refuse_while_draining(manager, None)
+    """Store the medium that the request at hand sends."""
+    manager.check_room(_announced_bytes(inputs))
     with inputs.folder() as folder:
         form = read_form(folder, frozenset(UploadForm.model_fields), {"file": max(inputs.max_bytes.values())})
         kind = parse_text(UploadForm, form.fields).type
@@ -60,6 +65,11 @@ def upload(manager: TaskManager, inputs: Inputs) -> Response:
         inputs.refuse_large(kind, "file", sent)
         stored = inputs.accept(kind, sent, folder, current_tenant())
     return answers.respond(answers.upload_answer(stored), 201)
+
+
+def _announced_bytes(inputs: Inputs) -> int:
+    """Return how many bytes the body at hand may bring; a chunked one says nothing before it has come."""
+    return min(request.content_length or 0, sum(inputs.max_bytes.values()))
 
 
 def idempotency_key() -> str | None:

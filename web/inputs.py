@@ -17,7 +17,8 @@ from pathlib import Path
 
 from config_loader import InputSettings
 from task_manager import PreparedInput, TaskManager
-from tasks.store import Upload, utc_now
+from tasks.store import utc_now
+from tasks.uploads import Upload
 from utils.file_handler import (
     PathRefused,
     TooLarge,
@@ -106,7 +107,7 @@ class Inputs:
         stored = self._manager.folders.uploads / kind / name
         link_or_copy(prepared.path, stored)
         try:
-            self._manager.store.add_upload(upload)
+            self._manager.store.uploads.add(upload)
         except BaseException:
             remove_tree(stored)
             raise
@@ -151,7 +152,7 @@ class Inputs:
             raise invalid(source.field, str(error)) from None
 
     def _stage_upload(self, source: Source, path: str, target: Path, tenant: str) -> _Staged:
-        upload = self._manager.store.upload(path, tenant)
+        upload = self._manager.store.uploads.use(path, tenant)
         if upload is None:
             raise invalid(source.field, "there is no such upload")
         if upload.kind != source.kind:

@@ -31,7 +31,8 @@ from tasks.model import (
     Task,
 )
 from tasks.schema import HEAD, metadata, open_database
-from tasks.store import AlreadyAccepted, Backlog, IdempotencyKey, KeyReused, QueueFull, Store, Upload
+from tasks.store import AlreadyAccepted, Backlog, IdempotencyKey, KeyReused, QueueFull, Store
+from tasks.uploads import Upload
 from tests.conftest import NOON, ROOT, make_task
 from tests.tasks.test_model import VIDEO
 
@@ -265,32 +266,32 @@ def test_a_key_lives_a_day_past_the_end_of_its_task_also_when_that_is_deleted(
 ) -> None:
     task = submit(store, 1, KEY)
     clock.now += timedelta(days=3)
-    assert store.forget_old_keys() == 0
+    assert store.ended.forget_old_keys() == 0
     ended = store.happen(task, Event.CANCEL)
     if deleted:
-        store.delete(ended)
+        store.ended.delete(ended)
     clock.now += timedelta(hours=23, minutes=59)
-    assert store.forget_old_keys() == 0
+    assert store.ended.forget_old_keys() == 0
     with pytest.raises(AlreadyAccepted):
         store.check_key("default", KEY)
     clock.now += timedelta(minutes=2)
-    assert store.forget_old_keys() == 1
+    assert store.ended.forget_old_keys() == 1
     store.check_key("default", KEY)
 
 
 def test_a_deleted_task_leaves_a_tombstone_for_its_own_tenant(store: Store) -> None:
     task = store.happen(submit(store), Event.CANCEL)
-    store.delete(task)
+    store.ended.delete(task)
     assert store.get(task.id) is None
-    assert store.was_deleted(task.id, "default")
-    assert not store.was_deleted(task.id, "other")
+    assert store.ended.was_deleted(task.id, "default")
+    assert not store.ended.was_deleted(task.id, "other")
     with pytest.raises(LostRace):
-        store.delete(task)
+        store.ended.delete(task)
 
 
 def test_a_task_that_has_not_ended_cannot_be_deleted(store: Store) -> None:
     with pytest.raises(ValueError, match="ended"):
-        store.delete(submit(store))
+        store.ended.delete(submit(store))
 
 
 def test_pages_follow_one_another_without_gaps_or_repeats(store: Store) -> None:
@@ -329,9 +330,9 @@ def test_a_commit_of_another_process_is_seen(store: Store, tmp_path: Path) -> No
 
 def test_an_upload_belongs_to_its_tenant(store: Store) -> None:
     upload = Upload("/uploads/image/x.png", "default", "image", "0" * 64, 9, {"width": 1, "height": 1}, NOON)
-    store.add_upload(upload)
-    assert store.upload(upload.path, "default") == upload
-    assert store.upload(upload.path, "other") is None
+    store.uploads.add(upload)
+    assert store.uploads.get(upload.path, "default") == upload
+    assert store.uploads.get(upload.path, "other") is None
 
 
 def test_sqlite_is_durable(tmp_path: Path, store: Store) -> None:

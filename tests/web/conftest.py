@@ -22,7 +22,7 @@ from app import create_app
 from config_loader import Settings, load_settings
 from task_manager import TaskManager
 from tasks.model import Event, Facts, Result, Task, Video
-from tasks.store import Upload
+from tasks.uploads import Upload
 from tests.conftest import NOON, make_task
 from utils.file_handler import stored_name
 from web.inputs import SUFFIXES
@@ -143,7 +143,7 @@ class Service:
         path = f"/uploads/{kind}/{stored_name(SUFFIXES[kind])}"
         (self.settings.data_dir / path.removeprefix("/")).write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
-        self.manager.store.add_upload(Upload(path, "default", kind, digest, len(content), facts, NOON))
+        self.manager.store.uploads.add(Upload(path, "default", kind, digest, len(content), facts, NOON))
         return path
 
     def files(self) -> list[str]:

@@ -99,7 +99,7 @@ def test_an_upload_whose_row_cannot_be_written_leaves_no_file(
     def fail(*args: object) -> None:
         raise StorageFull
 
-    monkeypatch.setattr(service.manager.store, "add_upload", fail)
+    monkeypatch.setattr(service.manager.store.uploads, "add", fail)
     answer = service.client.post(UPLOAD, data={"type": "image", "file": (io.BytesIO(png()), "x")})
     assert answer.status_code == 507
     assert service.files() == []

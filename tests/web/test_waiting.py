@@ -86,7 +86,7 @@ def test_a_task_that_is_deleted_meanwhile_is_gone(service: Service) -> None:
 
     def end_and_delete() -> None:
         # In one step, as far as the waiter sees: it looks every 50 ms and may meet the ended task in between.
-        service.manager.store.delete(service.manager.store.finish(task.id, 1, Event.CANCEL, Facts()))
+        service.manager.store.ended.delete(service.manager.store.finish(task.id, 1, Event.CANCEL, Facts()))
 
     timer = later(end_and_delete)
     answer = service.client.get(url(task, "?wait=60"))

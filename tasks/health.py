@@ -1,0 +1,82 @@
+"""What this host can do now, as `/api/v1/health` tells it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tasks.admission import Admission
+from tasks.disk import Disk
+from tasks.hardware import Hardware
+from tasks.model import Status
+from tasks.scheduler import LOCK_NAME
+from tasks.settling import STATE_NAME, from_state, states
+from tasks.store import Store
+from utils.gpu import Gpu
+from utils.process import try_lock
+
+DISK_FULL = "the disk of the data folder is full"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    name: str
+    title: str
+    available: bool
+    reason: str
+    profiles: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """`reasons` why new tasks cannot be run now; none of them: healthy. `warnings` say what else needs a look."""
+
+    engines: tuple[EngineState, ...]
+    queued: int
+    processing: int
+    model_loaded: bool
+    gpus: tuple[Gpu, ...]
+    gpu_states: Mapping[str, str]
+    """By UUID, see tasks.settling; a GPU that is not named is free."""
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Examiner:
+    """Looks at the parts of a service."""
+
+    store: Store
+    admission: Admission
+    hardware: Hardware
+    disk: Disk
+
+    def look(self, warnings: Sequence[str] = ()) -> Health:
+        """Return what this host can do now."""
+        counts = self.store.counts()
+        engines = self._engines()
+        against = [] if any(engine.available for engine in engines) else ["no engine can run on this machine"]
+        against += [] if self._is_scheduled() else ["no process schedules tasks at present"]
+        against += [] if self.disk.has_room() else [DISK_FULL]
+        against += self.hardware.reasons()
+        busy = [uuid for task in self.store.processing() for uuid in task.gpus]
+        return Health(
+            engines, counts[Status.QUEUED], counts[Status.PROCESSING], False, self.hardware.gpus(),
+            states(from_state(self.store.state.get(STATE_NAME)), busy), tuple(against), tuple(warnings),
+        )  # fmt: skip
+
+    def _engines(self) -> tuple[EngineState, ...]:
+        table = self.admission.table.engines
+        reasons = {engine.name: self.admission.why_not(engine) for engine in table}
+        return tuple(
+            EngineState(e.name, e.title, not reasons[e.name], reasons[e.name], tuple(p.name for p in e.profiles))
+            for e in table
+        )
+
+    def _is_scheduled(self) -> bool:
+        lock = try_lock(self.disk.folder / LOCK_NAME)
+        if lock is None:
+            return True
+        os.close(lock)
+        return False
