@@ -242,7 +242,9 @@ class TaskAnswer(Accepted):
     priority: PriorityName
     params: ParamsAnswer
     metadata: dict[str, str]
-    expires_at: Time | None
+    expires_at: Time | None = Field(
+        description="From then on the task, its files and its log may be gone (410). Null until it ended, or for ever."
+    )
     output_video_url: str | None
     poster_url: str | None
     duration_seconds: Seconds | None = Field(description="Of the video.")

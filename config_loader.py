@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from tasks.policy import Policy
 from tasks.profile import Engine, EngineTable
 from utils.yaml_lines import Document, YamlError
 
@@ -97,6 +99,29 @@ class DiskSettings(_Section):
     ballast_bytes: int = Field(16 * 2**20, ge=0)
 
 
+class RetentionSettings(_Section):
+    results_hours: float = Field(168.0, ge=0)
+    inputs_hours: float = Field(24.0, ge=0)
+    logs_hours: float = Field(168.0, ge=0)
+    uploads_hours: float = Field(24.0, ge=0)
+    records_days: float = Field(90.0, ge=0)
+    max_bytes: int = Field(0, ge=0)
+    sweep_seconds: float = Field(60.0, gt=0, le=3600)
+
+    def policy(self) -> Policy:
+        """Return the same as the sweeper takes it."""
+        hours = {name: _span(getattr(self, f"{name}_hours"), 3600) for name in ("results", "inputs", "logs", "uploads")}
+        return Policy(
+            **hours, records=_span(self.records_days, 86_400), max_bytes=self.max_bytes,
+            sweep_every=timedelta(seconds=self.sweep_seconds),
+        )  # fmt: skip
+
+
+def _span(number: float, seconds: int) -> timedelta | None:
+    """0 stands for: as long as anything can be."""
+    return timedelta(seconds=number * seconds) if number else None
+
+
 class RunnerSettings(_Section):
     max_attempts: int = Field(2, ge=1)
     heartbeat_seconds: float = Field(10.0, gt=0)
@@ -128,6 +153,7 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings()
     runner: RunnerSettings = RunnerSettings()
     disk: DiskSettings = DiskSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     def model_post_init(self, context: Any) -> None:
         object.__setattr__(self, "data_dir", self.data_dir.expanduser().absolute())

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from config_loader import Settings, engine_environment
 from tasks.admission import Admission
+from tasks.clock import stopped_reason
 from tasks.disk import Demand, Disk, is_full
 from tasks.estimate import Work, expected_work, queue_wait
 from tasks.fit import Portrait
@@ -28,21 +29,18 @@ from tasks.launch import Launcher
 from tasks.model import Event, LostRace, OutputFormat, Params, Phase, Priority, Status, Task
 from tasks.placement import Host
 from tasks.profile import EngineTable
+from tasks.retention import Sweeper
 from tasks.scheduler import Scheduler
 from tasks.spawner import ROOT
 from tasks.spec import LOG_FILE
 from tasks.store import NOTHING_AHEAD, Backlog, IdempotencyKey, Store, utc_now
 from tasks.wake import ring
-from utils.file_handler import StorageFull, link_or_copy, remove_tree, sweep
+from utils.file_handler import StorageFull, link_or_copy, remove_tree
 from utils.gpu import GpuProbe
 from utils.media import AudioFacts, ImageFacts
 from utils.plan import VideoPlan, plan_video
 
 log = logging.getLogger("manager")
-
-_ORPHAN_SECONDS = 3600.0
-_SCRATCH_SECONDS = 24 * 3600.0
-"""Longer than any upload may take."""
 
 _RACES = 20
 
@@ -100,11 +98,15 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class TaskView:
-    """A task and what follows from the queue: `queue_position` from 1, and seconds to the end from `updated_at`."""
+    """A task and what follows from the queue: `queue_position` from 1, and seconds to the end from `updated_at`.
+
+    `expires_at` follows from its end and from the settings.
+    """
 
     task: Task
     queue_position: int | None
     eta_seconds: float | None
+    expires_at: datetime | None = None
 
 
 class TaskManager:
@@ -114,6 +116,7 @@ class TaskManager:
         self.folders = Folders(settings.data_dir)
         self.folders.make()
         self.store = Store(settings.database_url, settings.data_dir, ballast_bytes=settings.disk.ballast_bytes)
+        self.retention = settings.retention.policy()
         self.disk = Disk(settings.data_dir, settings.disk.reserve_bytes, self.store.ballast)
         self._settings, self._table = settings, table
         self._environment = engine_environment(settings)
@@ -136,16 +139,23 @@ class TaskManager:
         self._scheduler = Scheduler(
             self.store, launcher, self._table, self._host, max_attempts=runner.max_attempts,
             lease_seconds=runner.lease_seconds, release_seconds=self._settings.gpus.release_seconds,
-            work_of=self._work_of, chores=self._chores, closing=closing,
+            work_of=self._work_of, closing=closing,
         )  # fmt: skip
         self._scheduler.start()
+        self._sweeper = self.sweeper()
+        self._sweeper.start()
         self._hardware.probe.start()
 
     def stop(self) -> None:
         """Stop scheduling; runners go on, and the next scheduler adopts them."""
         if self._scheduler is not None:
             self._scheduler.stop()
+            self._sweeper.stop()
             self._hardware.probe.stop()
+
+    def sweeper(self) -> Sweeper:
+        """Return what removes expired things; at rest."""
+        return Sweeper(self.store, self.folders, self.disk, self.retention)
 
     def _host(self, with_gpus: bool) -> Host:
         gpus = self._settings.gpus
@@ -262,15 +272,19 @@ class TaskManager:
 
     def _view(self, task: Task, ahead: Backlog) -> TaskView:
         if task.status is not Status.QUEUED:
-            return TaskView(task, None, task.eta_seconds)
+            return TaskView(task, None, task.eta_seconds, self.retention.expires_at(task.finish_time))
         wait = self._wait(task, ahead)
         waited = (utc_now() - task.updated_at).total_seconds()
         return TaskView(task, ahead.tasks + 1, max(0.0, waited) + wait + task.work_seconds)
 
     def log_file(self, task: Task) -> Path | None:
-        """Return the engine's log of the latest attempt, or None while there is none."""
+        """Return the engine's log of the latest attempt, None while there is none. Raises TaskGone if expired."""
         path = self.folders.attempt(task.id, task.attempt) / LOG_FILE
-        return path if path.is_file() else None
+        if path.is_file():
+            return path
+        if task.status.ended and task.attempt and not self.folders.attempts(task.id).exists():
+            raise TaskGone
+        return None
 
     def result_file(self, task: Task, name: str) -> Path:
         """Return a published file. Raises ResultNotReady, or FileNotFoundError for a name that was not published."""
@@ -282,7 +296,8 @@ class TaskManager:
 
     def health(self) -> Health:
         """Return what this host can do now."""
-        return Examiner(self.store, self._admission, self._hardware, self.disk).look()
+        stopped = stopped_reason(self.store.state)
+        return Examiner(self.store, self._admission, self._hardware, self.disk).look([stopped] if stopped else [])
 
     def engine_names(self) -> list[str]:
         """Return the names of the configured engines."""
@@ -303,29 +318,11 @@ class TaskManager:
                 if task.status is Status.PROCESSING:
                     return self._view(self.store.request_cancel(task), NOTHING_AHEAD)
                 self.store.ended.delete(task)
-                self._remove_files(task.id)
+                self.folders.remove_task(task.id)
                 return None
             except LostRace:
                 continue  # it started, told progress or ended in between: look again
         raise LostRace(f"task {task_id} changed {_RACES} times while it was to be deleted")
-
-    def _remove_files(self, task_id: str) -> None:
-        remove_tree(self.folders.results / task_id)
-        remove_tree(self.folders.tasks / task_id)
-
-    # --- chores --------------------------------------------------------------------------------------------------
-
-    def _chores(self) -> None:
-        self.disk.restore_ballast()
-        self.store.ended.forget_old_keys()
-        for folder in (self.folders.tasks, self.folders.results):
-            known = self.store.known([path.name for path in folder.iterdir()])
-            sweep(folder, _ORPHAN_SECONDS, keep=_named_in(known))
-        sweep(self.folders.scratch, _SCRATCH_SECONDS, keep=lambda path: False)
-
-
-def _named_in(names: set[str]) -> Callable[[Path], bool]:
-    return lambda path: path.name in names
 
 
 def _portrait(submission: Submission) -> Portrait:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.file_handler import remove_tree
+
 
 @dataclass(frozen=True, slots=True)
 class Folders:
@@ -43,11 +45,23 @@ class Folders:
     def inputs(self, task_id: str) -> Path:
         return self.tasks / task_id / "inputs"
 
+    def attempts(self, task_id: str) -> Path:
+        return self.tasks / task_id / "attempts"
+
     def attempt(self, task_id: str, attempt: int) -> Path:
-        return self.tasks / task_id / "attempts" / str(attempt)
+        return self.attempts(task_id) / str(attempt)
 
     def result(self, task_id: str, attempt: int) -> Path:
         return self.results / task_id / str(attempt)
+
+    def upload(self, path: str) -> Path:
+        """Return the file of an upload, which clients know as `/uploads/<kind>/<name>`."""
+        return self.uploads / path.removeprefix("/uploads/")
+
+    def remove_task(self, task_id: str) -> None:
+        """Remove all files of a task, whose row is gone already; what is being read stays readable."""
+        remove_tree(self.results / task_id)
+        remove_tree(self.tasks / task_id)
 
     def make(self) -> None:
         for folder in (

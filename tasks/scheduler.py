@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -37,7 +36,6 @@ LOCK_NAME = "scheduler.lock"
 _TAKEOVER_SECONDS = 0.5
 _LOOK_SECONDS = 5.0
 _SETTLE_SECONDS = 0.5
-_CHORES_SECONDS = 300.0
 _RETRY_SECONDS = 1.0
 _KILL_SECONDS = 5.0
 _AHEAD = 200
@@ -48,8 +46,7 @@ class Scheduler:
     """Places queued tasks and reaps attempts whose runner died.
 
     `host` tells what there is now, with its GPUs looked at anew where that is asked for, `work_of` a task's
-    expected work; `chores` is called every few minutes by the
-    process that schedules. Once `closing` is true nothing more is started.
+    expected work. Once `closing` is true nothing more is started.
     """
 
     def __init__(
@@ -63,11 +60,10 @@ class Scheduler:
         lease_seconds: float,
         release_seconds: float,
         work_of: Callable[[Task], Work],
-        chores: Callable[[], None],
         closing: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store, self._launcher, self._table, self._host = store, launcher, table, host
-        self._max_attempts, self._work_of, self._chores = max_attempts, work_of, chores
+        self._max_attempts, self._work_of = max_attempts, work_of
         self._lease_seconds, self._boot_id = lease_seconds, boot_id()
         self._closing = closing
         self._lock_file = launcher.folders.data / LOCK_NAME
@@ -118,15 +114,11 @@ class Scheduler:
                 self._forget(attempt)
 
     def _schedule(self, bell: Bell) -> None:
-        next_chores = time.monotonic()
         while not self._stopping.is_set():
             bell.hush()  # before looking: a ring from here on leads to another look
             try:
                 self._reap()
                 self._place()
-                if time.monotonic() >= next_chores:
-                    next_chores = time.monotonic() + _CHORES_SECONDS
-                    self._chores()
             except Exception:
                 # The thread must outlive a database that is away; what it could not do it will see again.
                 log.exception("scheduling failed, trying again")

@@ -86,7 +86,7 @@ _CAUSES: tuple[tuple[str, ErrorCode, str], ...] = (
 
 _SEE_LOG = "its log may tell why, and another attempt may help"
 _FALSE_SUCCESSES: tuple[tuple[str, ErrorCode, str], ...] = (
-    (r"No space left on device|ENOSPC|Disk quota exceeded", ErrorCode.DISK_FULL, _DISK_FULL),
+    (r"No space left on device|ENOSPC|Disk quota exceeded", ErrorCode.DISK_FULL, DISK_FULL),
     (
         r"merge_video_audio failed",
         ErrorCode.ENGINE_OUTPUT_INVALID,

@@ -68,7 +68,7 @@ def task_answer(view: TaskView) -> TaskAnswer:
         **_basics(view), **_outcome(task), start_time=task.start_time, finish_time=task.finish_time,
         updated_at=task.updated_at, progress=task.progress, phase=task.phase, eta_seconds=view.eta_seconds,
         attempt=task.attempt, cancel_requested=task.cancel_requested, priority=_PRIORITY_NAMES[task.priority],
-        params=ParamsAnswer(**asdict(task.params)), metadata=dict(task.metadata), expires_at=None,
+        params=ParamsAnswer(**asdict(task.params)), metadata=dict(task.metadata), expires_at=view.expires_at,
     )  # fmt: skip
 
 

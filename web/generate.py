@@ -34,8 +34,7 @@ def generate(manager: TaskManager, inputs: Inputs) -> Response:
     """Queue the task that the request at hand asks for. Raises ApiError and what `TaskManager.submit` raises."""
     key = idempotency_key()
     _refuse_while_draining(manager, key)
-    is_form = content_type() != "application/json"
-    if is_form or key is None:  # a repeated submit by paths needs no room for its answer
+    if key is None or content_type() != "application/json":  # a repeated submit by paths needs no room for its answer
         manager.check_room(_announced_bytes(inputs))
     with inputs.folder() as folder:
         fields, sources = _read_generate(inputs, folder)
@@ -54,7 +53,6 @@ def generate(manager: TaskManager, inputs: Inputs) -> Response:
 def upload(manager: TaskManager, inputs: Inputs) -> Response:
     """Store the medium that the request at hand sends. Raises ApiError."""
     _refuse_while_draining(manager, None)
-    """Store the medium that the request at hand sends."""
     manager.check_room(_announced_bytes(inputs))
     with inputs.folder() as folder:
         form = read_form(folder, frozenset(UploadForm.model_fields), {"file": max(inputs.max_bytes.values())})

@@ -33,6 +33,7 @@ def send(manager: TaskManager, task_id: str, name: str) -> Response:
         path = manager.result_file(view.task, name)
         response = _file(path, f"{task_id}{path.suffix}", as_attachment)
     except FileNotFoundError:
+        manager.view(task_id, current_tenant())  # it may have gone since: 410, not 404
         raise ApiError(Code.NOT_FOUND, "the task has no such file") from None
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Cache-Control"] = "private, no-cache"

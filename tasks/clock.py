@@ -1,0 +1,84 @@
+"""Whether the wall clock can be trusted, asked before anything is removed because of its age.
+
+A clock that jumps makes every file look old at once. So the wall clock is held against one that only counts seconds,
+from beat to beat: where they part by more than JUMP, nothing is removed until they agree again or the service is
+restarted. A jump while nothing ran looks like a long absence: past ABSENCE since the last stored beat, nothing is
+removed for GRACE, so that a person may notice. A machine that sleeps has no jump: the counting clock counts its sleep.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from tasks.service_state import ServiceState
+
+JUMP = timedelta(minutes=5)
+ABSENCE = timedelta(days=7)
+GRACE = timedelta(hours=24)
+
+BEAT = "retention_beat"
+STOPPED = "retention_stopped"
+
+_JUMPED = (
+    "the clock of this host jumped to {:%Y-%m-%d %H:%M} UTC; nothing that expired is removed until it is right again, "
+    "or the service is restarted"
+)
+
+_COUNTER = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def counted() -> timedelta:
+    """Return the time since some fixed moment, sleep included, as no one can set it."""
+    return timedelta(seconds=time.clock_gettime(_COUNTER))
+
+
+@dataclass(slots=True)
+class ClockGuard:
+    """One process's watch on the wall clock; what it found is kept in `state`, for health and for the next process."""
+
+    state: ServiceState
+    wall: Callable[[], datetime]
+    steady: Callable[[], timedelta] = counted
+    _last: tuple[datetime, timedelta] | None = field(default=None, init=False)
+    _hold: timedelta = field(default=timedelta(0), init=False)
+
+    def beat(self) -> str:
+        """Compare the clocks and note the time; return why nothing may be removed now, or an empty text."""
+        wall, steady = self.wall(), self.steady()
+        if self._last is None:
+            self._hold = self._begin(wall)
+        else:
+            passed = steady - self._last[1]
+            if abs((wall - self._last[0]) - passed) > JUMP:
+                return self._tell(_JUMPED.format(wall))
+            self._hold = max(timedelta(0), self._hold - passed)
+        self._last = wall, steady
+        self.state.set(BEAT, {"at": wall.timestamp(), "hold_seconds": self._hold.total_seconds()})
+        return self._tell(self._held())
+
+    def _begin(self, wall: datetime) -> timedelta:
+        """Return for how long nothing may be removed, going by the last beat of any process before this one."""
+        before = self.state.get(BEAT)
+        if before is None:
+            return timedelta(0)
+        absence = abs(wall - datetime.fromtimestamp(before["at"], UTC))
+        return GRACE if absence > ABSENCE else timedelta(seconds=before["hold_seconds"])
+
+    def _held(self) -> str:
+        if not self._hold:
+            return ""
+        hours = self._hold / timedelta(hours=1)
+        return f"the service was away for long, or its clock was set; nothing that expired is removed for {hours:.1f} h"
+
+    def _tell(self, reason: str) -> str:
+        if (self.state.get(STOPPED) or {}).get("reason", "") != reason:
+            self.state.set(STOPPED, {"reason": reason} if reason else None)
+        return reason
+
+
+def stopped_reason(state: ServiceState) -> str:
+    """Return why nothing that expired is removed at present, or an empty text."""
+    return str((state.get(STOPPED) or {}).get("reason", ""))

@@ -1,0 +1,23 @@
+"""How long things are kept. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long things are kept; None or 0: for ever. `uploads` counts from the last use, all else from a task's end."""
+
+    results: timedelta | None
+    inputs: timedelta | None
+    logs: timedelta | None
+    records: timedelta | None
+    uploads: timedelta | None
+    max_bytes: int = 0
+    sweep_every: timedelta = timedelta(seconds=60)
+
+    def expires_at(self, finish_time: datetime | None) -> datetime | None:
+        """Return when a task may be removed, or None while that is not known."""
+        return None if finish_time is None or self.results is None else finish_time + self.results
