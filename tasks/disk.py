@@ -93,6 +93,8 @@ class Ballast:
             finally:
                 os.close(descriptor)
             making.rename(self.path)
+        except FileNotFoundError:
+            return self.path.exists()  # another thread was doing the same
         except OSError as error:
             remove_tree(making)
             if error.errno not in (*FULL, errno.EFBIG, errno.EOPNOTSUPP, errno.EINVAL):
