@@ -88,17 +88,18 @@ _SEE_LOG = "its log may tell why, and another attempt may help"
 _FALSE_SUCCESSES: tuple[tuple[str, ErrorCode, str], ...] = (
     (r"No space left on device|ENOSPC|Disk quota exceeded", ErrorCode.DISK_FULL, DISK_FULL),
     (
-        r"merge_video_audio failed",
-        ErrorCode.ENGINE_OUTPUT_INVALID,
-        "the engine could not merge the sound: look whether ffmpeg is in its environment",
-    ),
-    (
         r"save_video failed",
         ErrorCode.ENGINE_OUTPUT_INVALID,
         "the engine could not save its video: the log names the error",
     ),
+    (
+        r"merge_video_audio failed",
+        ErrorCode.ENGINE_OUTPUT_INVALID,
+        "the engine could not merge the sound: look whether ffmpeg is in its environment",
+    ),
 )
-"""What the log of an engine that claims success tells of a failure: Live Avatar goes on to its end after these."""
+"""What the log of an engine that claims success tells of a failure: Live Avatar goes on to its end after these. What
+it could not save it cannot merge either."""
 
 _RANK_ERROR = re.compile(r"^(?:\[\w+\]:)?\[rank\d+\]: (\w[\w.]*(?:Error|Exception)\b[^\r\n]*)", re.MULTILINE)
 _RANK_KILLED = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: (\d+)")
@@ -121,7 +122,7 @@ def judge_exit(
         return Failure(ErrorCode.DISK_FULL, DISK_FULL, excerpt_of(log_tail))
     for pattern, code, sentence in _CAUSES:
         if found := re.search(pattern, log_tail):
-            return Failure(code, sentence, _around(log_tail, found.start()))
+            return Failure(code, sentence, _around(log_tail, found.end()))
     if status < 0:
         text = f"the engine was killed by {_signal_name(-status)}"
         return Failure(ErrorCode.ENGINE_FAILED, text, excerpt_of(log_tail))

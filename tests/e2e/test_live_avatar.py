@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from tests.conftest import ROOT
 from tests.e2e.conftest import Service
 from tests.fakes.live_avatar import build as live_avatar
 from tests.fakes.nvml import build as nvml
+from utils.process import marked
 
 Gpus = Callable[..., Service]
+
+ANSWER_SECONDS = 2.5
+"""Far less than the five seconds after which an NVML that hangs is given up, with room for a busy machine."""
 
 
 @pytest.fixture
@@ -32,7 +41,7 @@ def gpus(service: Callable[..., Service], tmp_path: Path) -> Gpus:
             "LIVE_AVATAR_FAKE_CALLS": str(tmp_path / "calls.jsonl"),
             "AVATAR_ENGINES__TABLE": "configs/engines.yaml",
         }  # fmt: skip
-        return service(1, **told, **environment)
+        return service(1, **(told | environment))
 
     return start
 
@@ -153,33 +162,122 @@ def test_running_out_of_memory_is_retried_once_at_the_next_smaller_size_and_told
     assert (task["video"]["width"], task["video"]["height"]) == (640, 384)
 
 
-@pytest.mark.parametrize(
-    ("fake", "code"),
-    [
-        ("oom", "oom"),
-        ("nccl_error", "nccl_error"),
-        ("port_in_use", "port_in_use"),
-        ("missing_audio_track", "engine_output_invalid"),
-        ("short", "engine_output_invalid"),
-        ("truncated", "engine_output_invalid"),
-        ("no_file", "engine_output_invalid"),
-    ],
-)
-def test_a_failure_of_live_avatar_gets_its_code_and_its_log(
-    gpus: Gpus, wide: Path, voice: Path, fake: str, code: str
+FAILURES: dict[str, tuple[str, str, str]] = {
+    "fake:oom": ("oom", "choose a smaller size", "OutOfMemoryError"),
+    "fake:oom_load": ("oom", "choose a smaller size", "OutOfMemoryError"),
+    "fake:one_rank_dies": ("engine_failed", "status 1: RuntimeError: CUDA error: an illegal", "illegal memory access"),
+    "fake:rank_killed": ("engine_failed", "killed by SIGKILL (often: the machine ran out of memory)", "exitcode: -9"),
+    "fake:nccl_error": ("nccl_error", "try again, and look at the driver's log", "NCCL error"),
+    "fake:port_in_use": ("port_in_use", "in use by another process", "EADDRINUSE"),
+    "fake:missing_audio_track": ("engine_output_invalid", "whether ffmpeg is in its", "merge_video_audio failed"),
+    "fake:disk_full": ("disk_full", "free some space", "No space left on device"),
+    "fake:truncated": ("engine_output_invalid", "could not save its video", "save_video failed"),
+    "fake:short": ("engine_output_invalid", "22 frames where 25 were planned", "Merge completed"),
+    "fake:no_file": ("engine_output_invalid", "no video where one was expected", "Finished."),
+    "fake:hang_load": ("engine_hung", "no sign of life for 12 s and was stopped", "Creating WanModel"),
+    "fake:hang_block": ("engine_hung", "no sign of life for 12 s and was stopped", "1/3"),
+}
+"""What a prompt makes the stand-in do: the error code, the advice, and what the excerpt of the log must show."""
+
+
+def check_failure(run: Service, task: dict[str, Any], prompt: str) -> None:
+    code, advice, shown = FAILURES[prompt.partition("@")[0]]
+    told = (task["error"], task["log_excerpt"])
+    assert (task["status"], task["error_code"]) == ("failed", code), told
+    assert advice in task["error"], told
+    assert "\n" not in task["error"]
+    assert shown in task["log_excerpt"], told
+    left = [process for process in marked({"AVATAR_TASK_ID": task["task_id"]}) if process.name() != "avatar-runner"]
+    assert left == []
+
+
+def impatient_table(folder: Path) -> str:
+    """Write the shipped table with twelve seconds of silence for all, and return its path."""
+    table = yaml.safe_load((ROOT / "configs" / "engines.yaml").read_text())
+    for profile in table["engines"]["live_avatar"]["profiles"]:
+        profile |= {"first_clip_silence_seconds": 12, "silence_timeout_seconds": 12, "retry_on": []}
+    (folder / "impatient.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
+    return str(folder / "impatient.yaml")
+
+
+def test_each_way_to_fail_gets_its_code_its_advice_and_its_log_and_frees_its_gpu(
+    gpus: Gpus, tmp_path: Path, wide: Path, voice: Path, subtests: pytest.Subtests
 ) -> None:
-    run = gpus(1, 47.5, (8, 9), LIVE_AVATAR_FAKE=fake)
-    task = run.ended(submit(run, wide, voice)["task_id"])
-    assert (task["status"], task["error_code"]) == ("failed", code), (task["error"], task["log_excerpt"])
-    assert task["error"]
-    assert task["log_excerpt"]
+    table = impatient_table(tmp_path)
+    run = gpus(4, 47.5, (8, 9), AVATAR_ENGINES__TABLE=table, AVATAR_GPUS__POLICY="throughput")
+    # The hanging first: they wait beside the others, of which there are more than GPUs.
+    tasks = {prompt: submit(run, wide, voice, prompt=prompt)["task_id"] for prompt in reversed(FAILURES)}
+    for prompt, task_id in tasks.items():
+        with subtests.test(prompt):
+            check_failure(run, run.ended(task_id, 120), prompt)
+    lora = tmp_path / "home" / "ckpt" / "LiveAvatar" / "liveavatar.safetensors"
+    good = lora.read_bytes()
+    lora.write_bytes(b"no tensors at all")
+    with subtests.test("a LoRA that is none"):
+        task = run.ended(submit(run, wide, voice)["task_id"])
+        assert (task["status"], task["error_code"]) == ("failed", "lora_invalid"), (task["error"], task["log_excerpt"])
+        assert "fetch it anew" in task["error"]
+        assert "SafetensorError" in task["log_excerpt"]
+    lora.write_bytes(good)
+    last = [submit(run, wide, voice)["task_id"] for _ in range(4)]
+    assert [run.ended(task)["status"] for task in last] == ["completed"] * 4, "a GPU is not free"
 
 
-def test_a_lora_that_is_none_is_named(gpus: Gpus, tmp_path: Path, wide: Path, voice: Path) -> None:
-    run = gpus(1, 47.5, (8, 9))
-    (tmp_path / "home" / "ckpt" / "LiveAvatar" / "liveavatar.safetensors").write_bytes(b"no tensors at all")
-    task = run.ended(submit(run, wide, voice)["task_id"])
-    assert (task["status"], task["error_code"]) == ("failed", "lora_invalid"), (task["error"], task["log_excerpt"])
+def test_a_gang_of_which_one_rank_fails_or_hangs_ends_whole_and_frees_its_gpus(
+    gpus: Gpus, tmp_path: Path, wide: Path, voice: Path, subtests: pytest.Subtests
+) -> None:
+    run = gpus(5, 79.1, (9, 0), AVATAR_ENGINES__TABLE=impatient_table(tmp_path))
+    prompts = ("fake:one_rank_dies@2", "fake:rank_killed@4", "fake:nccl_error@1", "fake:oom@3", "fake:hang_block@1")
+    tasks = {prompt: submit(run, wide, voice, prompt=prompt) for prompt in prompts}
+    assert {task["profile"] for task in tasks.values()} == {"tpp_5gpu"}
+    for prompt, task in tasks.items():
+        with subtests.test(prompt):
+            ended = run.ended(task["task_id"], 120)
+            if prompt.startswith("fake:hang"):
+                assert (ended["status"], ended["error_code"]) == ("failed", "engine_hung"), ended["error"]
+                assert marked({"AVATAR_TASK_ID": ended["task_id"], "RANK": "0"}) == []
+            else:
+                check_failure(run, ended, prompt)
+    assert run.ended(submit(run, wide, voice)["task_id"])["status"] == "completed"
+
+
+def test_gpus_that_cannot_be_looked_at_are_told_of_and_hold_no_request_up(
+    gpus: Gpus, tmp_path: Path, wide: Path, voice: Path
+) -> None:
+    run = gpus(2, 79.1, (9, 0))
+    fleet = [nvml.FakeGpu(f"GPU-{n:08x}", "Simulated", 79.1) for n in range(2)]
+    wait_for_health(run, lambda health: len(health["gpus"]) == 2)
+
+    lost = [fleet[0], replace(fleet[1], lost=nvml.GPU_IS_LOST)]
+    nvml.write(tmp_path / "machine", lost)
+    told = wait_for_health(run, lambda health: "GPU 1 is lost" in str(health["reasons"]))
+    assert len(told["gpus"]) == 1
+
+    nvml.write(tmp_path / "machine", fleet)
+    wait_for_health(run, lambda health: len(health["gpus"]) == 2)
+    nvml.write(tmp_path / "machine", fleet, hang=["nvmlDeviceGetMemoryInfo_v2", "nvmlDeviceGetMemoryInfo"])
+    told = wait_for_health(run, lambda health: "cannot be looked at" in str(health["reasons"]))
+    assert len(told["gpus"]) == 2, "the last that was seen"
+    began = time.monotonic()
+    accepted = submit(run, wide, voice, engine="preview", size="384*256")
+    assert time.monotonic() - began < ANSWER_SECONDS
+    assert run.ended(accepted["task_id"])["status"] == "completed"
+
+    nvml.write(tmp_path / "machine", fleet)
+    wait_for_health(run, lambda health: health["status"] == "healthy")
+
+
+def wait_for_health(run: Service, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Return /health once `holds` is true of it; every single answer must be prompt."""
+    deadline = time.monotonic() + 40
+    while True:
+        began = time.monotonic()
+        health = dict(run.call("GET", "/api/v1/health")[1])
+        assert time.monotonic() - began < ANSWER_SECONDS
+        if holds(health):
+            return health
+        assert time.monotonic() < deadline, health
+        threading.Event().wait(0.1)
 
 
 def test_missing_weights_are_told_before_anything_is_queued(

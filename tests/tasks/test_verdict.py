@@ -93,6 +93,13 @@ def test_a_rank_that_was_killed_is_named_by_its_signal() -> None:
     assert "process 3 of it was killed by SIGKILL (often: the machine ran out of memory)" in failure.message
 
 
+def test_the_excerpt_of_a_bad_lora_ends_at_its_error_and_not_where_merging_began() -> None:
+    log = "Merging LoRA weights from x\n" + "frame\n" * 30 + "[rank0]: safetensors_rust.SafetensorError: bad header\n"
+    failure = judge_exit(1, None, 0.0, log)
+    assert failure is not None
+    assert (failure.code, "bad header" in failure.log_excerpt) == (ErrorCode.LORA_INVALID, True)
+
+
 def test_exit_0_means_look() -> None:
     assert judge_exit(0, None, 0.0, "all fine") is None
 

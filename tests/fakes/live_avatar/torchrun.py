@@ -60,7 +60,8 @@ def listen(args: argparse.Namespace) -> socket.socket:
     """Hold the port at which the ranks meet; a fixed one that is taken ends the job."""
     store = socket.socket()
     try:
-        if "port_in_use" in os.environ.get("LIVE_AVATAR_FAKE", "").split(","):
+        told = os.environ.get("LIVE_AVATAR_FAKE", "").split(",")
+        if "port_in_use" in told or "--prompt=fake:port_in_use" in args.training_script_args:
             raise OSError
         store.bind(("127.0.0.1", 0 if args.standalone else args.master_port))
         store.listen()

@@ -2,7 +2,8 @@
 
 Variables: LIVE_AVATAR_FAKE names what goes wrong (several: with commas), LIVE_AVATAR_FAKE_RANK the rank that it happens
 to, LIVE_AVATAR_FAKE_SECONDS_PER_BLOCK how long a block takes, LIVE_AVATAR_FAKE_CALLS the file that gets a line of JSON
-for every start.
+for every start. The first two may come with the prompt instead, as `fake:oom,slow@2`, so that each job of one service
+fails in a way of its own.
 
 | LIVE_AVATAR_FAKE | what happens | end |
 |---|---|---|
@@ -33,9 +34,11 @@ import sys
 import time
 from typing import Any
 
-MODES = set(filter(None, os.environ.get("LIVE_AVATAR_FAKE", "").split(",")))
+_BY_PROMPT = "".join(word.removeprefix("--prompt=fake:") for word in sys.argv if word.startswith("--prompt=fake:"))
+_TOLD, _, _TOLD_RANK = _BY_PROMPT.partition("@")
+MODES = set(filter(None, (_TOLD or os.environ.get("LIVE_AVATAR_FAKE", "")).split(",")))
 RANK = int(os.environ.get("RANK", "0"))
-UNFIT_RANK = int(os.environ.get("LIVE_AVATAR_FAKE_RANK", "0"))
+UNFIT_RANK = int(_TOLD_RANK or os.environ.get("LIVE_AVATAR_FAKE_RANK", "0"))
 FOR_EVER = 3600.0
 
 
