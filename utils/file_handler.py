@@ -15,8 +15,7 @@ import re
 import secrets
 import shutil
 import stat
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
@@ -264,18 +263,3 @@ def remove_tree(path: Path) -> None:
         # A second remover (sweep and DELETE at once) took part of it: go on until nothing is left.
         if os.path.lexists(path):
             remove_tree(path)
-
-
-def sweep(folder: Path, older_than_seconds: float, keep: Callable[[Path], bool]) -> list[Path]:
-    """Remove the entries of `folder` last changed more than `older_than_seconds` ago, but those `keep` wants.
-
-    Returns what was removed. A modification time in the future counts as new, so a clock set back removes nothing.
-    """
-    removed = []
-    now = time.time()
-    for path in sorted(folder.iterdir()):
-        with contextlib.suppress(FileNotFoundError):
-            if now - path.lstat().st_mtime > older_than_seconds and not keep(path):
-                remove_tree(path)
-                removed.append(path)
-    return removed

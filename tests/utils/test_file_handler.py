@@ -7,7 +7,6 @@ import io
 import os
 import re
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from utils.file_handler import (
     remove_tree,
     save_stream,
     stored_name,
-    sweep,
     write_atomic,
 )
 
@@ -275,28 +273,3 @@ def test_a_tree_that_another_remover_has_begun_is_finished(tmp_path: Path, monke
     monkeypatch.setattr(file_handler.shutil, "rmtree", raced)
     remove_tree(tmp_path / "tree")
     assert not (tmp_path / "tree").exists()
-
-
-def test_a_sweep_removes_what_is_old_and_unwanted_only(tmp_path: Path) -> None:
-    now = time.time()
-    for name, age in (("old", 100), ("new", 10), ("wanted", 100), ("future", -100)):
-        (tmp_path / name).write_bytes(b"x")
-        os.utime(tmp_path / name, (now - age, now - age))
-    (tmp_path / "old-folder").mkdir()
-    (tmp_path / "old-folder" / "f").write_bytes(b"x")
-    os.utime(tmp_path / "old-folder", (now - 100, now - 100))
-    removed = sweep(tmp_path, 50, keep=lambda path: path.name == "wanted")
-    assert [path.name for path in removed] == ["old", "old-folder"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["future", "new", "wanted"]
-
-
-def test_a_sweep_and_a_delete_at_once_do_not_trip_each_other(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"x")
-    os.utime(tmp_path / "a", (0, 0))
-
-    def gone_meanwhile(path: Path) -> bool:
-        path.unlink()
-        return False
-
-    assert sweep(tmp_path, 1, gone_meanwhile) in ([], [tmp_path / "a"])
-    assert list(tmp_path.iterdir()) == []

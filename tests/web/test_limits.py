@@ -240,3 +240,22 @@ def test_a_malformed_chunk_is_no_bug(server: Server) -> None:
     connection.endheaders(b"zz\r\n{}\r\n0\r\n\r\n")
     assert connection.getresponse().status == 400
     connection.close()
+
+
+def test_without_its_reserve_the_service_refuses_work_before_it_decodes_anything_and_goes_on_reading(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = serve(disk={"reserve_bytes": 2**60})
+    task = service.complete(service.start(service.submit()))
+    before = service.files()
+    monkeypatch.setattr("web.inputs.normalise", None)
+    sent = {"type": "image", "file": (io.BytesIO(png()), "x")}
+    for answer in (service.client.post(GENERATE, data=form()), service.client.post(UPLOAD, data=sent)):
+        assert (answer.status_code, answer.json["error_code"]) == (507, "storage_full")
+    assert service.files() == before
+    assert "disk" in " ".join(service.client.get("/api/v1/health").json["reasons"])
+    told = service.client.get(f"/api/v1/task/{task.id}").json
+    assert told["expires_at"] > told["finish_time"]
+    assert service.client.get(told["output_video_url"]).status_code == 200
+    service.manager.folders.remove_task(task.id)
+    assert service.client.get(f"/api/v1/task/{task.id}/log").status_code == 410, "an ended task's log that is gone"
