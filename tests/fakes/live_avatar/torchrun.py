@@ -4,6 +4,9 @@ Every worker is a session of its own. SIGTERM or SIGINT stops the workers (SIGTE
 LIVE_AVATAR_FAKE_KILL_AFTER seconds, 30 as in the real one) and ends with 1; SIGKILL leaves them behind. A rank that
 fails takes the others along, and the table that says so does not hold the cause. The environment of upstream's
 programs (torch, tqdm) is the folder `site`.
+
+Unlike the real one, it forks its ranks from itself with all that they import at hand: five interpreters that start side
+by side would cost more than everything else in a run.
 """
 
 from __future__ import annotations
@@ -12,20 +15,22 @@ import argparse
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 import uuid
-from types import FrameType
-from typing import TextIO
+from types import CodeType, FrameType, ModuleType
+from typing import NoReturn, TextIO
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 VERSION = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 PACKAGES = os.path.join(os.path.dirname(os.path.dirname(sys.executable)), "lib", VERSION, "site-packages")
 POLL_SECONDS = 0.02
 STDOUT, STDERR = 1, 2
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+FOR_RANKS = ("dataclasses", "datetime", "importlib.util", "json", "logging", "marshal", "traceback", "wave")
+"""What every rank imports of the standard library."""
 
 
 class Stopped(Exception):
@@ -91,13 +96,61 @@ def tail(header: str, path: str, target: TextIO, done: threading.Event) -> None:
                 time.sleep(POLL_SECONDS)
 
 
+class Rank:
+    """A forked worker, with as much of subprocess.Popen as torchrun uses."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self, options: int = os.WNOHANG) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, options)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def become_rank(code: CodeType, argv: list[str], environment: dict[str, str], outputs: dict[int, TextIO | None]) -> int:
+    """Run the program in the forked child as an interpreter of its own would; return its exit status."""
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    for stream, file in outputs.items():
+        if file is not None:
+            os.dup2(file.fileno(), stream)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # as a child of subprocess.Popen
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = argv
+    sys.path[:1] = [os.path.dirname(os.path.abspath(argv[0])), *environment["PYTHONPATH"].split(":")]
+    sys.modules["__main__"] = program = ModuleType("__main__")
+    program.__file__ = argv[0]
+    try:
+        exec(code, program.__dict__)
+    except SystemExit as ended:
+        if ended.code is not None and not isinstance(ended.code, int):
+            print(ended.code, file=sys.stderr)
+            return 1
+        return ended.code or 0
+    except BaseException as error:
+        trace = error.__traceback__
+        sys.excepthook(type(error), error, trace and trace.tb_next)
+        return 1
+    return 0
+
+
 class Workers:
     """The ranks of one job."""
 
     def __init__(self, args: argparse.Namespace, port: int) -> None:
         self.args, self.port, self.count = args, port, args.nproc_per_node
         self.run_id = str(uuid.uuid4()) if args.standalone else "none"
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Rank] = []
         self.tails: list[threading.Thread] = []
         self.ended = threading.Event()
         self.redirects, self.tees = streams(args.redirects, self.count), streams(args.tee, self.count)
@@ -108,14 +161,37 @@ class Workers:
             self.logs = tempfile.mkdtemp(prefix=f"{self.run_id}_", dir=base)
 
     def start(self) -> None:
+        for name in FOR_RANKS:
+            __import__(name)
+        with open(self.args.training_script, "rb") as file:
+            code = compile(file.read(), self.args.training_script, "exec")
+        # Before there is any other thread, and with no signal in between: a fork copies both.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         for rank in range(self.count):
-            self.processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-S", self.args.training_script, *self.args.training_script_args],
-                    env=self.environment(rank), start_new_session=True,
-                    stdout=self.output(rank, STDOUT), stderr=self.output(rank, STDERR),
-                )
-            )  # fmt: skip
+            self.processes.append(self.fork(rank, code))
+        for thread in self.tails:
+            thread.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+    def fork(self, rank: int, code: CodeType) -> Rank:
+        outputs = {stream: self.output(rank, stream) for stream in (STDOUT, STDERR)}
+        pid = os.fork()
+        if pid == 0:
+            self.run(code, self.environment(rank), outputs)
+        for file in outputs.values():
+            if file is not None:
+                file.close()
+        return Rank(pid)
+
+    def run(self, code: CodeType, environment: dict[str, str], outputs: dict[int, TextIO | None]) -> NoReturn:
+        status = 1
+        try:
+            argv = [self.args.training_script, *self.args.training_script_args]
+            status = become_rank(code, argv, environment, outputs)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
 
     def environment(self, rank: int) -> dict[str, str]:
         own = {
@@ -136,9 +212,9 @@ class Workers:
         file = open(path, "w")  # noqa: SIM115 - the worker's for as long as it lives
         if self.tees[rank] & stream:
             target = sys.stdout if stream == STDOUT else sys.stderr
-            thread = threading.Thread(target=tail, args=(f"[default{rank}]:", path, target, self.ended), daemon=True)
-            thread.start()
-            self.tails.append(thread)
+            self.tails.append(
+                threading.Thread(target=tail, args=(f"[default{rank}]:", path, target, self.ended), daemon=True)
+            )
         return file
 
     def wait(self) -> int | None:
@@ -154,15 +230,13 @@ class Workers:
 
     def stop(self) -> None:
         for process in self.processes:
-            if process.poll() is None:
-                process.terminate()
+            process.send(signal.SIGTERM)
         until = time.monotonic() + float(os.environ.get("LIVE_AVATAR_FAKE_KILL_AFTER", "30"))
         while any(process.poll() is None for process in self.processes) and time.monotonic() < until:
             time.sleep(POLL_SECONDS)
         for process in self.processes:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+            process.send(signal.SIGKILL)
+            process.poll(options=0)
 
     def close(self) -> None:
         self.ended.set()
@@ -170,7 +244,7 @@ class Workers:
             thread.join()
 
 
-def tell_failure(script: str, rank: int, process: subprocess.Popen[bytes]) -> None:
+def tell_failure(script: str, rank: int, process: Rank) -> None:
     line, rule = "=" * 60, "-" * 60
     print(
         f"E1122 12:00:00.000000 1 torch/distributed/elastic/multiprocessing/api.py:874] failed (exitcode: "
@@ -191,7 +265,7 @@ def raise_stopped(number: int, frame: FrameType | None) -> None:
 
 def main() -> int:
     args = parse(sys.argv[1:])
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPPING:
         signal.signal(number, raise_stopped)
     with listen(args) as store:
         workers = Workers(args, store.getsockname()[1])
