@@ -1,16 +1,21 @@
 """gunicorn's settings: threads for long polls, and a scheduler thread in each worker, of which one at a time works.
 
-Not preloaded: a scheduler started in the master would be a dead thread in its workers. No max_requests: it would end
-the worker that schedules.
+The application is not preloaded: a scheduler started in the master would be a dead thread in its workers. Its modules
+are, though: importing them takes longer than all else of a start, and the master's are shared by all workers, also by
+one that replaces a dead one. No max_requests: it would end the worker that schedules.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import app  # noqa: F401 - makes nothing; see above
 from config_loader import load_settings
+
+gc.freeze()  # what was imported stays: no collection touches it, so it stays shared, and a worker ends sooner
 
 _settings = load_settings()
 

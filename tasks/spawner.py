@@ -10,6 +10,7 @@ attached descriptor; the answer is the runner's pid and the time at which it sta
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -92,6 +93,7 @@ def main(argv: list[str]) -> int:
     """Fork a runner for each request on the socket `argv[1]`, until its other end is closed."""
     import tasks.attempt  # noqa: F401 - imported for the runners that are forked from here
 
+    gc.freeze()  # what was imported stays: no collection in a runner touches, and so copies, its pages
     channel = socket.socket(fileno=int(argv[1]))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # runners that end need no waiting for
     while True:
