@@ -3,6 +3,8 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 python=.venv/bin/python
+# Hundreds of processes are started; each would compile the modules anew where Python is told not to keep them.
+unset PYTHONDONTWRITEBYTECODE
 # One more than there are cores: many tests wait for a process or a socket.
 workers=${TEST_WORKERS:-$(($(nproc 2>/dev/null || echo 2) + 1))}
 

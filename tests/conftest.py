@@ -9,12 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tasks.model import OutputFormat, Params, Phase, Priority, Status, Task
 from utils.plan import VideoPlan
 
 ROOT = Path(__file__).resolve().parent.parent
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+# How long an example takes is the machine's affair: other tests run beside it.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let tests with a timeout of their own come first: a long one that is left for the end has the machine alone."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
 
 
 def make_task(**changes: Any) -> Task:
