@@ -1,4 +1,7 @@
-"""Many tasks at once, with one web worker and with four: all end well, none starts twice, the order is kept."""
+"""Many tasks at once, with one web worker and with four: all end well, none starts twice, the order is kept.
+
+What is held of the many is order and number, not time, so they run beside other tests, with bounds for a busy machine.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ import pytest
 
 from tests.e2e.conftest import Service
 
-COPIES, PREVIEWS = 200, 20
+MANY = [(1, 40, 4), (4, 200, 20)]
+"""Web workers, copies, previews. With one worker nothing but the scheduler's order can go wrong, and 40 show it."""
 
 
 def write_fast_script(folder: Path) -> Path:
@@ -40,24 +44,30 @@ def since_epoch(stamp: str) -> float:
     return datetime.fromisoformat(stamp).timestamp()
 
 
-@pytest.mark.alone
-@pytest.mark.parametrize("workers", [1, 4])
-def test_two_hundred_tasks_and_twenty_previews_at_once_all_complete_in_order(
-    service: Callable[..., Service], tmp_path: Path, portrait: Path, voice: Path, workers: int
+@pytest.mark.timeout(480)
+@pytest.mark.parametrize(("workers", "copies", "previews"), MANY)
+def test_many_tasks_and_some_previews_at_once_all_complete_in_order(
+    service: Callable[..., Service],
+    tmp_path: Path,
+    portrait: Path,
+    voice: Path,
+    workers: int,
+    copies: int,
+    previews: int,
 ) -> None:
     run = service(workers, fake={"script": str(write_fast_script(tmp_path))}, AVATAR_SLOTS__CPU="4")
     image, audio = run.upload("image", portrait), run.upload("audio", voice)
-    engines = ["preview" if n % 11 == 10 else "fake" for n in range(COPIES + PREVIEWS)]
-    assert Counter(engines) == {"fake": COPIES, "preview": PREVIEWS}
+    engines = ["preview" if n % 11 == 10 else "fake" for n in range(copies + previews)]
+    assert Counter(engines) == {"fake": copies, "preview": previews}
     began = time.monotonic()
     with ThreadPoolExecutor(16) as pool:
         accepted = list(pool.map(lambda engine: run.submit(image, audio, engine=engine), engines))
-    ended = [run.ended(task["task_id"], 200) for task in accepted]
+    ended = [run.ended(task["task_id"], 400) for task in accepted]
     print(f"\n{workers} workers: {len(ended)} tasks in {time.monotonic() - began:.1f} s")
-    assert Counter(task["status"] for task in ended) == {"completed": COPIES + PREVIEWS}
+    assert Counter(task["status"] for task in ended) == {"completed": copies + previews}
     assert {task["attempt"] for task in ended} == {1}
     counted = Counter(task_id for _, task_id in starts(tmp_path))
-    assert len(counted) == COPIES
+    assert len(counted) == copies
     assert set(counted.values()) == {1}, "none started twice"
     by_submission = [task["task_id"] for task in sorted(ended, key=lambda task: task["submit_time"])]
     by_start = [task["task_id"] for task in sorted(ended, key=lambda task: task["start_time"])]
@@ -72,7 +82,7 @@ def test_from_the_201_to_the_engine_s_first_instruction_takes_less_than_300_ms(
     run = service(workers, fake={"script": str(write_fast_script(tmp_path))})
     image, audio = run.upload("image", portrait), run.upload("audio", voice)
     waits = []
-    for _ in range(15):
+    for _ in range(9):
         task = run.submit(image, audio, engine="fake")
         answered = time.time()
         assert run.ended(task["task_id"])["status"] == "completed"
@@ -83,11 +93,10 @@ def test_from_the_201_to_the_engine_s_first_instruction_takes_less_than_300_ms(
     assert median < 0.3
 
 
-@pytest.mark.alone
 def test_a_full_queue_is_a_503_with_retry_after_and_running_tasks_are_not_disturbed(
     service: Callable[..., Service], portrait: Path, voice: Path
 ) -> None:
-    run = service(2, "slow_copy", AVATAR_QUEUE__MAX_QUEUED="3")
+    run = service(2, "slow_copy", fake={"env": {"FAKE_SECONDS": "5"}}, AVATAR_QUEUE__MAX_QUEUED="3")
     image, audio = run.upload("image", portrait), run.upload("audio", voice)
     first = run.submit(image, audio, engine="fake")
     run.until(first["task_id"], lambda task: task["status"] == "processing")
