@@ -9,7 +9,16 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    RootModel,
+    StringConstraints,
+    WithJsonSchema,
+)
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
@@ -137,6 +146,8 @@ class LogQuery(Ask):
 
 class ResultQuery(Ask):
     download: Literal["0", "1"] = Field("0", description="`1`: as an attachment.")
+    expires: int | None = Field(None, ge=0, lt=2**40, description="Of a signed link: until when, seconds since 1970.")
+    signature: str | None = Field(None, max_length=64, description="Of a signed link.")
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
@@ -324,14 +335,23 @@ class QueueAnswer(Answer):
 HealthStatus = Literal["healthy", "degraded", "draining"]
 
 
-class HealthAnswer(Answer):
-    """Whether new tasks can be run now, and why not."""
+class HealthSummary(Answer):
+    """Whether new tasks can be run now: what anyone may know."""
 
     status: HealthStatus
     model_loaded: bool
     version: str
+
+
+class HealthAnswer(HealthSummary):
+    """Whether new tasks can be run now, and why not."""
+
     engines: list[EngineAnswer]
     gpus: list[GpuAnswer]
     queue: QueueAnswer
     reasons: list[str]
     warnings: list[str] = Field(description="What else needs a look, but keeps no task from running.")
+
+
+class HealthReply(RootModel[HealthAnswer | HealthSummary]):
+    """All of it, or what is told to callers without credentials where others need some."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,8 +13,12 @@ from config_loader import Settings, load_engines, load_settings
 from task_manager import TaskManager
 from tasks import drain
 from web import answers, callers, commands, docs, errors, generate, requests, results, tasks
+from web.auth import Authenticator
+from web.callers import Need
 from web.inputs import Inputs
+from web.links import Links
 from web.parse import parse_query
+from web.proxies import TrustedProxies
 from web.waiting import Waiting
 
 
@@ -21,9 +26,11 @@ from web.waiting import Waiting
 class Parts:
     """What handlers work with."""
 
+    settings: Settings
     manager: TaskManager
     inputs: Inputs
     waiting: Waiting
+    links: Links
 
 
 def parts() -> Parts:
@@ -43,12 +50,12 @@ def post_upload() -> Response:
 
 
 def get_task(task_id: str) -> Response:
-    return tasks.show(parts().manager, parts().waiting, task_id)
+    return tasks.show(parts().manager, parts().waiting, parts().links, task_id)
 
 
 def delete_task(task_id: str) -> Response:
     parse_query(NoQuery)
-    return tasks.delete(parts().manager, task_id)
+    return tasks.delete(parts().manager, parts().links, task_id)
 
 
 def get_log(task_id: str) -> Response:
@@ -56,22 +63,23 @@ def get_log(task_id: str) -> Response:
 
 
 def get_tasks() -> Response:
-    return tasks.page(parts().manager)
+    return tasks.page(parts().manager, parts().links)
 
 
 def get_result(task_id: str, name: str) -> Response:
-    return results.send(parts().manager, task_id, name)
+    return results.send(parts().manager, parts().links, task_id, name)
 
 
 def get_health() -> Response:
     parse_query(NoQuery)
     manager = parts().manager
     answer = answers.health_answer(manager.health(), drain.current(manager.store.state))
-    return answers.respond(answer, 503 if answer.reasons else 200)
+    unknown = parts().settings.auth.enabled and callers.current_caller() is None
+    return answers.respond(answers.summary(answer) if unknown else answer, 503 if answer.reasons else 200)
 
 
 def get_openapi() -> Response:
-    return docs.openapi(parts().manager)
+    return docs.openapi(parts().manager, parts().settings.auth.enabled)
 
 
 def get_docs() -> Response:
@@ -82,34 +90,48 @@ def get_docs_file(name: str) -> Response:
     return docs.asset(name)
 
 
-ROUTES: tuple[tuple[str, str, Callable[..., Response]], ...] = (
-    ("POST", "/api/v1/generate", post_generate),
-    ("POST", "/api/v1/upload", post_upload),
-    ("GET", "/api/v1/task/<task_id>", get_task),
-    ("DELETE", "/api/v1/task/<task_id>", delete_task),
-    ("GET", "/api/v1/task/<task_id>/log", get_log),
-    ("GET", "/api/v1/tasks", get_tasks),
-    ("GET", "/results/<task_id>/<name>", get_result),
-    ("GET", "/api/v1/health", get_health),
-    ("GET", "/api/v1/openapi.json", get_openapi),
-    ("GET", "/docs", get_docs),
-    ("GET", "/docs/<name>", get_docs_file),
+ROUTES: tuple[tuple[str, str, Need, Callable[..., Response]], ...] = (
+    ("POST", "/api/v1/generate", "generate", post_generate),
+    ("POST", "/api/v1/upload", "generate", post_upload),
+    ("GET", "/api/v1/task/<task_id>", "read", get_task),
+    ("DELETE", "/api/v1/task/<task_id>", "generate", delete_task),
+    ("GET", "/api/v1/task/<task_id>/log", "read", get_log),
+    ("GET", "/api/v1/tasks", "read", get_tasks),
+    ("GET", "/results/<task_id>/<name>", "link", get_result),
+    ("GET", "/api/v1/health", "open", get_health),
+    ("GET", "/api/v1/openapi.json", "open", get_openapi),
+    ("GET", "/docs", "open", get_docs),
+    ("GET", "/docs/<name>", "open", get_docs_file),
 )
+"""Method, address, what it asks of its caller, handler."""
 
 
 def create_app(settings: Settings | None = None, manager: TaskManager | None = None) -> Flask:
     """Return the application. Raises ConfigError for settings that cannot be served safely."""
     settings = settings or load_settings()
-    callers.refuse_open_address(settings)
+    callers.refuse_unsafe_settings(settings)
     requests.configure_logging(settings.log_level)
     manager = manager or TaskManager(settings, load_engines(settings))
     app = Flask("live_avatar", static_folder=None)
     app.url_map.merge_slashes = False
     waiting = Waiting(manager.store.changes, settings.http.max_waiters)
     app.extensions |= {"task_manager": manager, "waiting": waiting}
-    app.extensions["parts"] = Parts(manager, Inputs(settings.inputs, manager), waiting)
-    for part in (errors, requests, callers, generate, commands):
+    inputs, links = Inputs(settings.inputs, manager), _links(settings, manager)
+    app.extensions["parts"] = Parts(settings, manager, inputs, waiting, links)
+    for part in (errors, requests, generate, commands):
         part.register(app)
-    for method, rule, handler in ROUTES:
+    needs: dict[str, Need] = {handler.__name__: need for _, _, need, handler in ROUTES}
+    callers.register(app, settings, Authenticator(settings.auth, manager.store.keys), needs)
+    for method, rule, _, handler in ROUTES:
         app.add_url_rule(rule, view_func=handler, methods=[method], provide_automatic_options=False)
+    if settings.http.trusted_proxies:
+        app.wsgi_app = TrustedProxies(app.wsgi_app, settings.http.trusted_proxies)  # type: ignore[method-assign]
     return app
+
+
+def _links(settings: Settings, manager: TaskManager) -> Links:
+    """Links are signed where reading needs credentials, with a key that all processes of the service share."""
+    if not settings.auth.enabled:
+        return Links(None, 0.0)
+    key = manager.store.state.get_or_set("link_key", {"key": secrets.token_hex(32)})
+    return Links(bytes.fromhex(key["key"]), settings.auth.link_seconds)

@@ -14,8 +14,9 @@ from fnmatch import fnmatchcase
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tasks.policy import Policy
@@ -46,6 +47,22 @@ def _passthrough_name(name: str) -> str:
     if not name or "*" in name[:-1] or "=" in name:
         raise ValueError("a variable's name, or the beginning of one followed by a single `*`")
     return name
+
+
+def _long_secret(secret: SecretStr) -> SecretStr:
+    """RFC 7518, 3.2: a key of HS256 has at least as many bits as the hash."""
+    if 0 < len(secret.get_secret_value().encode()) < 32:
+        raise ValueError("must have 32 bytes or more")
+    return secret
+
+
+def _safe_url(url: str) -> str:
+    """Whoever can change the keys on their way can make any token."""
+    parts = urlsplit(url)
+    local = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost")
+    if url and not (parts.scheme == "https" and parts.hostname) and not local:
+        raise ValueError("must be an https URL")
+    return url
 
 
 PassthroughName = Annotated[str, AfterValidator(_passthrough_name)]
@@ -92,6 +109,18 @@ class InputSettings(_Section):
 
 class HttpSettings(_Section):
     max_waiters: int = Field(64, ge=0)
+    trusted_proxies: Networks = ()
+
+
+class AuthSettings(_Section):
+    enabled: bool = False
+    allow_anonymous: bool = False
+    jwt_secret: Annotated[SecretStr, AfterValidator(_long_secret)] = SecretStr("")
+    jwks_url: Annotated[str, AfterValidator(_safe_url)] = ""
+    issuer: str = ""
+    audience: str = ""
+    tenant_claim: str = Field("tenant", min_length=1)
+    link_seconds: float = Field(3600.0, gt=0)
 
 
 class DiskSettings(_Section):
@@ -151,6 +180,7 @@ class Settings(BaseSettings):
     engines: EngineSettings = EngineSettings()
     inputs: InputSettings = InputSettings()
     http: HttpSettings = HttpSettings()
+    auth: AuthSettings = AuthSettings()
     runner: RunnerSettings = RunnerSettings()
     disk: DiskSettings = DiskSettings()
     retention: RetentionSettings = RetentionSettings()

@@ -259,15 +259,17 @@ class TaskManager:
 
     # --- reading -------------------------------------------------------------------------------------------------
 
-    def view(self, task_id: str, tenant: str) -> TaskView:
-        """Return one task. Raises TaskUnknown or TaskGone."""
+    def view(self, task_id: str, tenant: str | None) -> TaskView:
+        """Return one task of a tenant (None: of any). Raises TaskUnknown or TaskGone."""
         found = self.store.get_with_backlog(task_id)
-        if found is None or found[0].tenant != tenant:
+        if found is None or tenant not in (None, found[0].tenant):
             raise TaskGone if found is None and self.store.ended.was_deleted(task_id, tenant) else TaskUnknown
         return self._view(*found)
 
-    def page(self, tenant: str, statuses: Sequence[Status], limit: int, before_seq: int | None) -> list[TaskView]:
-        """Return up to `limit` of a tenant's tasks, newest first, of any of `statuses` (none: all)."""
+    def page(
+        self, tenant: str | None, statuses: Sequence[Status], limit: int, before_seq: int | None
+    ) -> list[TaskView]:
+        """Return up to `limit` of a tenant's (None: of all) tasks, newest first, of any of `statuses` (none: all)."""
         return [self._view(*found) for found in self.store.page(tenant, statuses, limit, before_seq)]
 
     def _view(self, task: Task, ahead: Backlog) -> TaskView:
@@ -305,7 +307,7 @@ class TaskManager:
 
     # --- ending --------------------------------------------------------------------------------------------------
 
-    def delete(self, task_id: str, tenant: str) -> TaskView | None:
+    def delete(self, task_id: str, tenant: str | None) -> TaskView | None:
         """Cancel a queued task, ask a processing one to end, remove an ended one (then None).
 
         Raises TaskUnknown or TaskGone.

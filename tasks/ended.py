@@ -94,9 +94,12 @@ class Ended:
         with self._engine.begin() as db:
             return int(db.execute(select(func.coalesce(func.sum(tasks.c.stored_bytes), 0))).scalar_one())
 
-    def was_deleted(self, task_id: str, tenant: str) -> bool:
+    def was_deleted(self, task_id: str, tenant: str | None) -> bool:
+        """Say whether a task of this tenant (None: of any) was deleted or has expired."""
+        found = select(tombstones.c.id).where(tombstones.c.id == task_id)
+        if tenant is not None:
+            found = found.where(tombstones.c.tenant == tenant)
         with self._engine.begin() as db:
-            found = select(tombstones.c.id).where(tombstones.c.id == task_id, tombstones.c.tenant == tenant)
             return db.execute(found).first() is not None
 
     def forget_tombstones(self, before: datetime) -> int:

@@ -33,6 +33,16 @@ class ServiceState:
         value: dict[str, Any] | None = found.scalar()
         return value
 
+    def get_or_set(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
+        """Return what is set under `name`; where nothing is, set `value`: all processes that ask at once get one."""
+        with self._writing.begin() as db:
+            found: dict[str, Any] | None = db.execute(
+                select(service_state.c.value).where(service_state.c.name == name)
+            ).scalar()
+            if found is None:
+                db.execute(insert(service_state).values(name=name, value=value, updated_at=self._now()))
+            return found or value
+
     def set(self, name: str, value: dict[str, Any] | None) -> None:
         """Set the fact, or remove it with None."""
         with self._writing.begin() as db:

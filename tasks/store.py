@@ -20,6 +20,7 @@ from tasks.disk import BALLAST_FILE, Ballast, Demand
 from tasks.drain import FACT as DRAIN
 from tasks.ended import Ended
 from tasks.estimate import Learned, Lesson
+from tasks.keys import ApiKeys
 from tasks.model import Event, Facts, LostRace, Note, Phase, RunnerId, Status, Task, advance
 from tasks.rows import row_from_task, task_from_row
 from tasks.schema import estimates, idempotency_keys, migrate, open_database, tasks
@@ -88,6 +89,7 @@ class Store:
         self._now = now
         self.ballast = Ballast(lock_folder / BALLAST_FILE, ballast_bytes)
         self.state = ServiceState(self._engine, now)
+        self.keys = ApiKeys(self._engine, now)
         self.uploads = Uploads(self._engine, now)
         self.ended = Ended(self._engine, now, self.ballast)
         self.ballast.lend(lambda: migrate(self._engine, lock_folder / "migrate.lock"))
@@ -181,10 +183,15 @@ class Store:
             return task, self._ahead_of(db, task)
 
     def page(
-        self, tenant: str, statuses: Sequence[Status], limit: int, before_seq: int | None
+        self, tenant: str | None, statuses: Sequence[Status], limit: int, before_seq: int | None
     ) -> list[tuple[Task, Backlog]]:
-        """Return up to `limit` of a tenant's tasks with their backlogs, newest first, older than `before_seq`."""
-        query = select(tasks).where(tasks.c.tenant == tenant).order_by(tasks.c.seq.desc()).limit(limit)
+        """Return up to `limit` of a tenant's tasks with their backlogs, newest first, older than `before_seq`.
+
+        `tenant` None is all tenants.
+        """
+        query = select(tasks).order_by(tasks.c.seq.desc()).limit(limit)
+        if tenant is not None:
+            query = query.where(tasks.c.tenant == tenant)
         if statuses:
             query = query.where(tasks.c.status.in_([status.value for status in statuses]))
         if before_seq is not None:

@@ -17,6 +17,7 @@ from api_schema import (
     GpuAnswer,
     HealthAnswer,
     HealthStatus,
+    HealthSummary,
     NoteAnswer,
     ParamsAnswer,
     Plan,
@@ -32,6 +33,7 @@ from tasks.health import Health
 from tasks.model import Priority, Result, Task
 from tasks.uploads import Upload
 from utils.gpu import Gpu
+from web.links import Links
 
 JSON = "application/json"
 
@@ -61,11 +63,11 @@ def accepted(view: TaskView) -> Accepted:
     return Accepted(**_basics(view))
 
 
-def task_answer(view: TaskView) -> TaskAnswer:
+def task_answer(view: TaskView, links: Links) -> TaskAnswer:
     """Return a task as it is now."""
     task = view.task
     return TaskAnswer(
-        **_basics(view), **_outcome(task), start_time=task.start_time, finish_time=task.finish_time,
+        **_basics(view), **_outcome(task, links), start_time=task.start_time, finish_time=task.finish_time,
         updated_at=task.updated_at, progress=task.progress, phase=task.phase, eta_seconds=view.eta_seconds,
         attempt=task.attempt, cancel_requested=task.cancel_requested, priority=_PRIORITY_NAMES[task.priority],
         params=ParamsAnswer(**asdict(task.params)), metadata=dict(task.metadata), expires_at=view.expires_at,
@@ -92,6 +94,11 @@ def health_answer(health: Health, draining: Drain | None) -> HealthAnswer:
         queue=QueueAnswer(queued=health.queued, processing=health.processing), reasons=reasons,
         warnings=list(health.warnings),
     )  # fmt: skip
+
+
+def summary(known: HealthAnswer) -> HealthSummary:
+    """Return of the health what anyone may know."""
+    return HealthSummary(status=known.status, model_loaded=known.model_loaded, version=known.version)
 
 
 def _gpu(gpu: Gpu, state: str) -> GpuAnswer:
@@ -124,24 +131,24 @@ def _basics(view: TaskView) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _outcome(task: Task) -> dict[str, Any]:
+def _outcome(task: Task, links: Links) -> dict[str, Any]:
     """Return the fields that only an ended task has; all are null before."""
     took = (task.finish_time - task.start_time) if task.finish_time and task.start_time else None
     failure, result = task.failure, task.result
-    return _files(task.id, result) | {
+    return _files(task.id, result, links) | {
         "processing_seconds": took.total_seconds() if took and result else None,
         "error": failure.message if failure else None, "error_code": failure.code if failure else None,
         "log_excerpt": failure.log_excerpt if failure else None,
     }  # fmt: skip
 
 
-def _files(task_id: str, result: Result | None) -> dict[str, Any]:
+def _files(task_id: str, result: Result | None, links: Links) -> dict[str, Any]:
     if result is None:
         return dict.fromkeys(("output_video_url", "poster_url", "duration_seconds", "video"))
     video = asdict(result.video)
     seconds = video.pop("duration_seconds")
     return {
-        "output_video_url": f"/results/{task_id}/{result.video_name}",
-        "poster_url": f"/results/{task_id}/{result.poster_name}",
+        "output_video_url": links.link(task_id, result.video_name),
+        "poster_url": links.link(task_id, result.poster_name),
         "duration_seconds": seconds, "video": VideoAnswer(**video),
     }  # fmt: skip

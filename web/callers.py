@@ -1,40 +1,106 @@
-"""Who calls, and whether they may.
+"""Who calls, and whether they may: decided once for a request, before anything of it is read.
 
-As long as there is no authentication, the service is for programs on its own machine. A request that came through a
-proxy, or that names another host, came from somewhere else: loopback behind a proxy is the whole internet, and a page
-in a browser on this machine can aim a name of its own at 127.0.0.1.
+While there is no authentication, the service is for programs on its own machine. A request that came through a proxy,
+or that names another host, came from somewhere else: loopback behind a proxy is the whole internet, and a page in a
+browser on this machine can aim a name of its own at 127.0.0.1.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
+from typing import Literal
 
-from flask import Flask, request
+from flask import Flask, g, request
 
 from config_loader import ConfigError, Settings
+from web.auth import Authenticator, Caller, CannotTell, Refused, credentials
 from web.errors import ApiError, Code
 
+Need = Literal["generate", "read", "link", "open"]
+"""What a route asks of its caller: a scope; `read` or a signed link; or nothing, but what is sent must be good."""
+
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9.-]+))(?::[0-9]{1,5})?")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_ASK_AGAIN_SECONDS = 15
+
+
+def current_caller() -> Caller | None:
+    """Return who calls; None for someone unknown, at an address that asks for no credentials."""
+    caller: Caller | None = g.caller
+    return caller
 
 
 def current_tenant() -> str:
-    """Return the tenant that the request belongs to."""
-    return "default"
+    """Return the tenant that what the request makes belongs to."""
+    return _known().tenant
 
 
-def refuse_open_address(settings: Settings) -> None:
-    """Raise ConfigError for an address that others can reach."""
+def seen_tenant() -> str | None:
+    """Return the tenant whose things the request may see and end; None: those of all."""
+    return _known().sees
+
+
+def _known() -> Caller:
+    caller = current_caller()
+    if caller is None:
+        raise RuntimeError("this address must ask for credentials")
+    return caller
+
+
+def refuse_unsafe_settings(settings: Settings) -> None:
+    """Raise ConfigError for settings under which strangers could use the service, saying what to do."""
+    if settings.auth.enabled or settings.auth.allow_anonymous:
+        return
+    fix = (
+        "set auth.enabled (AVATAR_AUTH__ENABLED=true) and make a key with `flask --app app keys create`, or "
+        "auth.allow_anonymous (AVATAR_AUTH__ALLOW_ANONYMOUS=true) if everyone who reaches it may use it"
+    )
+    if settings.env == "production":
+        raise ConfigError(f"auth.enabled: production needs authentication; {fix}")
     if not is_loopback(settings.host):
         raise ConfigError(
-            f"host: {settings.host!r} can be reached from other machines, and the service has no authentication; "
-            "set host (AVATAR_HOST) to 127.0.0.1, ::1 or localhost"
+            f"host: {settings.host!r} can be reached from other machines, and authentication is off; {fix}, or set "
+            "host (AVATAR_HOST) to 127.0.0.1, ::1 or localhost"
         )
+    if settings.http.trusted_proxies:
+        raise ConfigError(f"http.trusted_proxies: a proxy brings the whole internet, and authentication is off; {fix}")
 
 
-def register(app: Flask) -> None:
-    """Refuse requests from elsewhere."""
-    app.before_request(_refuse_strangers)
+def register(app: Flask, settings: Settings, authenticator: Authenticator, needs: Mapping[str, Need]) -> None:
+    """Find out who calls before every request; `needs` is by endpoint."""
+    if not (settings.auth.enabled or settings.auth.allow_anonymous):
+        app.before_request(_refuse_strangers)
+    app.before_request(_admitter(authenticator, needs))
+
+
+def _admitter(authenticator: Authenticator, needs: Mapping[str, Need]) -> Callable[[], None]:
+    def admit() -> None:
+        g.caller = None
+        need = needs.get(request.endpoint or "")
+        if need is None or (need == "open" and not _sent_any()) or (need == "link" and request.args.get("signature")):
+            return  # no such address; or the handler looks itself
+        try:
+            g.caller = authenticator.caller(request)
+        except Refused:
+            raise ApiError(Code.UNAUTHORIZED, "credentials are missing or not valid") from None
+        except CannotTell:
+            raise ApiError(
+                Code.BUSY, "the issuer of the token cannot be asked; try again", retry_after=_ASK_AGAIN_SECONDS
+            ) from None
+        scope = "read" if need == "link" else need
+        if scope != "open" and not g.caller.may(scope):
+            raise ApiError(Code.FORBIDDEN, f"these credentials lack the scope {scope}")
+
+    return admit
+
+
+def _sent_any() -> bool:
+    try:
+        return credentials(request) is not None
+    except Refused:
+        return True
 
 
 def _refuse_strangers() -> None:
@@ -46,6 +112,13 @@ def _refuse_strangers() -> None:
     peer = request.environ.get("REMOTE_ADDR", "")
     if peer and not is_loopback(peer):
         raise ApiError(Code.FORBIDDEN, "other machines are refused while authentication is off")
+    if request.method not in _SAFE_METHODS and not _is_own_page(request.headers.get("Origin")):
+        raise ApiError(Code.FORBIDDEN, "pages of other origins are refused while authentication is off")
+
+
+def _is_own_page(origin: str | None) -> bool:
+    """Say whether a request comes from no page (a program sends no Origin), or from one of this very service."""
+    return origin is None or origin == f"{request.scheme}://{request.host}"
 
 
 def is_loopback(host: str) -> bool:

@@ -19,6 +19,7 @@ from tasks import drain
 from tasks.model import Status
 from tasks.store import utc_now
 from tasks.wake import ring
+from web import key_commands
 from web.waiting import Waiting
 
 _TELL_SECONDS = 30.0
@@ -28,6 +29,7 @@ _TELL_SECONDS = 30.0
 def register(app: Flask) -> None:
     """Add the commands to those of `app`."""
     app.cli.add_command(_drain)
+    key_commands.register(app)
 
 
 def _manager() -> TaskManager:

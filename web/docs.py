@@ -28,10 +28,10 @@ _POLICY = (
 )
 
 
-def openapi(manager: TaskManager) -> Response:
+def openapi(manager: TaskManager, secured: bool) -> Response:
     """Answer with the document."""
     return Response(
-        json.dumps(document(manager.engine_names())),
+        json.dumps(document(manager.engine_names(), secured)),
         content_type="application/json",
         headers={"Cache-Control": "no-cache"},
     )

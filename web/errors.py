@@ -40,6 +40,7 @@ class Code(StrEnum):
     """What went wrong, for programs: `error_code` of a problem."""
 
     INVALID_INPUT = "invalid_input"
+    UNAUTHORIZED = "unauthorized"
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -59,6 +60,7 @@ class Code(StrEnum):
 
 HTTP: Mapping[Code, HTTPStatus] = {
     Code.INVALID_INPUT: HTTPStatus.BAD_REQUEST,
+    Code.UNAUTHORIZED: HTTPStatus.UNAUTHORIZED,
     Code.FORBIDDEN: HTTPStatus.FORBIDDEN,
     Code.NOT_FOUND: HTTPStatus.NOT_FOUND,
     Code.METHOD_NOT_ALLOWED: HTTPStatus.METHOD_NOT_ALLOWED,
@@ -202,6 +204,8 @@ def respond(error: ApiError) -> Response:
     body = problem.model_dump_json(exclude_none=True)
     response = Response(body, status, content_type="application/problem+json")
     response.headers["Cache-Control"] = "no-store"
+    if error.code is Code.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
     return response

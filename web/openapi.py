@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import api_schema as wire
+from web.callers import Need
 from web.errors import HTTP, Code, Problem
 
 Json = dict[str, Any]
@@ -27,6 +28,7 @@ _HEADERS: Mapping[str, Json] = {
     "X-Log-Offset": {"description": "Where to go on reading.", "schema": _INTEGER},
     "Content-Range": {"description": "Which bytes these are.", "schema": TEXT},
     "Accept-Ranges": {"description": "`bytes`.", "schema": TEXT},
+    "WWW-Authenticate": {"description": "`Bearer`.", "schema": TEXT},
     "Allow": {"description": "Methods of this address.", "schema": TEXT},
 }
 _REQUEST_HEADERS: Mapping[str, Json] = {
@@ -37,7 +39,13 @@ _REQUEST_HEADERS: Mapping[str, Json] = {
     "If-None-Match": {"description": "An entity tag; 304 while it holds.", "schema": TEXT},
     "Range": {"description": "One range of bytes; any other is ignored.", "schema": TEXT},
 }
-_ERROR_HEADERS: Mapping[int, tuple[str, ...]] = {405: ("Allow",), 416: ("Content-Range",), 503: ("Retry-After",)}
+_SCHEMES: Json = {
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "Also good as a bearer token."},
+    "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+}
+_ERROR_HEADERS: Mapping[int, tuple[str, ...]] = {
+    401: ("WWW-Authenticate",), 405: ("Allow",), 416: ("Content-Range",), 503: ("Retry-After",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +59,15 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One method of one address. `errors` are the statuses it may answer besides 403, 405 and 500."""
+    """One method of one address. `errors` are the statuses it may answer besides 401, 403, 405, 500 and 503.
+
+    `need` is what it asks of its caller where authentication is on, as in app.ROUTES.
+    """
 
     id: str
     says: str
     tag: str = "tasks"
+    need: Need
     replies: Mapping[int, Reply]
     errors: tuple[int, ...] = ()
     query: type[wire.Ask] = wire.NoQuery
@@ -72,18 +84,19 @@ _FILE_HEADERS = ("ETag", "Accept-Ranges")
 
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/api/v1/generate"): Operation(
-        id="generate", says="Make a portrait speak: queue a task",
+        id="generate", need="generate", says="Make a portrait speak: queue a task",
         body={"application/json": wire.GenerateRequest, "multipart/form-data": wire.GenerateForm},
         headers=("Idempotency-Key",),
         replies={201: _json("The task is queued.", wire.Accepted, "Location")}, errors=(400, 413, 415, 422, 503, 507),
     ),
     ("POST", "/api/v1/upload"): Operation(
-        id="upload", tag="media", says="Store an image or a recording for later tasks",
+        id="upload", tag="media", need="generate", says="Store an image or a recording for later tasks",
         body={"multipart/form-data": wire.UploadForm},
         replies={201: _json("It is stored.", wire.UploadAnswer)}, errors=(400, 413, 415, 503, 507),
     ),
     ("GET", "/api/v1/task/{task_id}"): Operation(
-        id="getTask", says="A task, now or when it has changed", query=wire.TaskQuery, headers=("If-None-Match",),
+        id="getTask", need="read", says="A task, now or when it has changed", query=wire.TaskQuery,
+        headers=("If-None-Match",),
         replies={
             200: _json("The task.", wire.TaskAnswer, "ETag", "Retry-After"),
             304: Reply("It has not changed.", {}, ("ETag", "Retry-After")),
@@ -91,7 +104,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         errors=(400, 404, 410, 503, 507),
     ),
     ("DELETE", "/api/v1/task/{task_id}"): Operation(
-        id="deleteTask", says="Cancel a task, or remove an ended one",
+        id="deleteTask", need="generate", says="Cancel a task, or remove an ended one",
         replies={
             200: _json("It was queued and is cancelled.", wire.TaskAnswer),
             202: _json("It runs and is being cancelled.", wire.TaskAnswer),
@@ -100,16 +113,16 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         errors=(400, 404, 410, 503, 507),
     ),
     ("GET", "/api/v1/task/{task_id}/log"): Operation(
-        id="getLog", says="The engine's log, from a byte on, also while it runs", query=wire.LogQuery,
+        id="getLog", need="read", says="The engine's log, from a byte on, also while it runs", query=wire.LogQuery,
         replies={200: Reply("Text, at most 1 MiB.", {"text/plain": TEXT}, ("X-Log-Offset",))},
         errors=(400, 404, 410, 503, 507),
     ),
     ("GET", "/api/v1/tasks"): Operation(
-        id="listTasks", says="Tasks, newest first", query=wire.TasksQuery,
+        id="listTasks", need="read", says="Tasks, newest first", query=wire.TasksQuery,
         replies={200: _json("A page of tasks.", wire.TasksAnswer)}, errors=(400, 503),
     ),
     ("GET", "/results/{task_id}/{name}"): Operation(
-        id="getResult", says="A published video or its poster", query=wire.ResultQuery,
+        id="getResult", need="link", says="A published video or its poster", query=wire.ResultQuery,
         headers=("Range", "If-None-Match"),
         replies={
             200: Reply("The file.", _FILE, _FILE_HEADERS),
@@ -119,32 +132,33 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         errors=(400, 404, 409, 410, 416, 503),
     ),
     ("GET", "/api/v1/health"): Operation(
-        id="getHealth", tag="service", says="Whether new tasks can be run now",
+        id="getHealth", tag="service", need="open", says="Whether new tasks can be run now",
         replies={
-            200: _json("They can.", wire.HealthAnswer),
-            503: _json("They cannot; `reasons` tells why.", wire.HealthAnswer),
+            200: _json("They can.", wire.HealthReply),
+            503: _json("They cannot; `reasons` tells why.", wire.HealthReply),
         },
         errors=(400,),
     ),
     ("GET", "/api/v1/openapi.json"): Operation(
-        id="getOpenApi", tag="service", says="This document",
+        id="getOpenApi", tag="service", need="open", says="This document",
         replies={200: Reply("OpenAPI 3.1.", {"application/json": {"type": "object"}})},
     ),
     ("GET", "/docs"): Operation(
-        id="getDocs", tag="service", says="This document as a page",
+        id="getDocs", tag="service", need="open", says="This document as a page",
         replies={200: Reply("A page.", {"text/html": TEXT})},
     ),
 }  # fmt: skip
 
 
-def document(engines: Sequence[str]) -> Json:
-    """Return the document of a service that has `engines`."""
+def document(engines: Sequence[str], secured: bool = False) -> Json:
+    """Return the document of a service that has `engines`, and asks for credentials where it is `secured`."""
     schemas = _schemas()
     for name in ("GenerateRequest", "GenerateForm"):
         schemas[name]["properties"]["engine"]["enum"] = ["auto", *engines]
     paths: Json = {}
     for (method, path), operation in OPERATIONS.items():
-        paths.setdefault(path, {})[method.lower()] = _operation(path, operation, schemas)
+        described = _operation(path, operation, schemas)
+        paths.setdefault(path, {})[method.lower()] = described | (_security(operation.need) if secured else {})
     for query in {operation.query for operation in OPERATIONS.values()}:
         del schemas[query.__name__]
     return {
@@ -155,7 +169,7 @@ def document(engines: Sequence[str]) -> Json:
         },
         "servers": [{"url": "/"}],
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": {"schemas": schemas} | ({"securitySchemes": _SCHEMES} if secured else {}),
     }  # fmt: skip
 
 
@@ -196,7 +210,7 @@ def _not_null(schema: Json) -> Json:
 
 def _operation(path: str, operation: Operation, schemas: Json) -> Json:
     responses = {str(status): _reply(reply) for status, reply in operation.replies.items()}
-    for status in sorted({403, 405, 500, *operation.errors}):
+    for status in sorted({401, 403, 405, 500, 503, *operation.errors} - set(operation.replies)):
         responses[str(status)] = _error(status)
     described: Json = {
         "operationId": operation.id, "tags": [operation.tag],
@@ -207,6 +221,11 @@ def _operation(path: str, operation: Operation, schemas: Json) -> Json:
         content = {kind: {"schema": _reference(model)} for kind, model in operation.body.items()}
         described["requestBody"] = {"required": True, "content": content}
     return described
+
+
+def _security(need: Need) -> Json:
+    """Either credential will do; none where a signed link does, or at an address for everyone."""
+    return {"security": [{"key": []}, {"token": []}, *([{}] if need in ("link", "open") else [])]}
 
 
 def _parameters(path: str, operation: Operation, schemas: Json) -> list[Json]:

@@ -10,8 +10,9 @@ from flask import Response, request, send_file
 
 from api_schema import ResultQuery
 from task_manager import TaskManager
-from web.callers import current_tenant
+from web.callers import seen_tenant
 from web.errors import ApiError, Code
+from web.links import Links
 from web.parse import parse_query
 from web.tasks import known_id
 
@@ -25,10 +26,13 @@ TYPES: Mapping[str, str] = {
 _ONE_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-[0-9]{1,18})")
 
 
-def send(manager: TaskManager, task_id: str, name: str) -> Response:
-    """Answer with one published file of a task."""
-    as_attachment = parse_query(ResultQuery).download == "1"
-    view = manager.view(known_id(task_id), current_tenant())
+def send(manager: TaskManager, links: Links, task_id: str, name: str) -> Response:
+    """Answer with one published file of a task, to its tenant or to whoever has a link that is good."""
+    query = parse_query(ResultQuery)
+    as_attachment = query.download == "1"
+    if query.signature is not None and not links.allows(task_id, name, query.expires or 0, query.signature):
+        raise ApiError(Code.UNAUTHORIZED, "the link has expired or is not valid")
+    view = manager.view(known_id(task_id), seen_tenant() if query.signature is None else None)
     try:
         path = manager.result_file(view.task, name)
         response = _file(path, f"{task_id}{path.suffix}", as_attachment)

@@ -14,8 +14,9 @@ from task_manager import TaskManager, TaskUnknown, TaskView
 from tasks.model import Status, Task
 from utils.file_handler import open_under
 from web import answers
-from web.callers import current_tenant
+from web.callers import seen_tenant
 from web.errors import invalid
+from web.links import Links
 from web.parse import parse_query
 from web.waiting import Waiting
 
@@ -41,10 +42,10 @@ def tag_of(view: TaskView) -> str:
     return f"{view.task.version}-{view.queue_position or 0}"
 
 
-def show(manager: TaskManager, waiting: Waiting, task_id: str) -> Response:
+def show(manager: TaskManager, waiting: Waiting, links: Links, task_id: str) -> Response:
     """Answer with the task, at once or when it has changed, or with 304."""
     seconds = parse_query(TaskQuery).wait
-    tenant, sent = current_tenant(), request.if_none_match
+    tenant, sent = seen_tenant(), request.if_none_match
     view = manager.view(known_id(task_id), tenant)
     turned_away = False
     if seconds is not None:
@@ -56,14 +57,14 @@ def show(manager: TaskManager, waiting: Waiting, task_id: str) -> Response:
         view, turned_away = waiting.until(
             lambda: manager.view(task_id, tenant), lambda now: now.task.status.ended or changed(now), seconds
         )
-    return _task_response(view, turned_away)
+    return _task_response(view, links, turned_away)
 
 
-def _task_response(view: TaskView, turned_away: bool) -> Response:
+def _task_response(view: TaskView, links: Links, turned_away: bool) -> Response:
     headers = {}
     if not view.task.status.ended:
         headers["Retry-After"] = str(TURNED_AWAY_SECONDS if turned_away else _ask_again(view))
-    response = answers.respond(answers.task_answer(view), headers=headers)
+    response = answers.respond(answers.task_answer(view, links), headers=headers)
     response.set_etag(tag_of(view), weak=True)
     response.make_conditional(request)
     return response
@@ -74,14 +75,14 @@ def _ask_again(view: TaskView) -> int:
     return max(1, min(30, round((view.eta_seconds or 0.0) / 10)))
 
 
-def page(manager: TaskManager) -> Response:
+def page(manager: TaskManager, links: Links) -> Response:
     """Answer with a page of tasks, newest first."""
     query = parse_query(TasksQuery)
     before = _read_cursor(query.cursor) if query.cursor else None
-    views = manager.page(current_tenant(), query.status, query.limit + 1, before)
+    views = manager.page(seen_tenant(), query.status, query.limit + 1, before)
     shown, more = views[: query.limit], len(views) > query.limit
     cursor = _cursor(shown[-1].task) if more else None
-    return answers.respond(TasksAnswer(tasks=[answers.task_answer(view) for view in shown], next_cursor=cursor))
+    return answers.respond(TasksAnswer(tasks=[answers.task_answer(view, links) for view in shown], next_cursor=cursor))
 
 
 def _cursor(task: Task) -> str:
@@ -99,18 +100,19 @@ def _read_cursor(cursor: str) -> int:
     return int(found[1])
 
 
-def delete(manager: TaskManager, task_id: str) -> Response:
+def delete(manager: TaskManager, links: Links, task_id: str) -> Response:
     """Cancel the task, ask it to end, or remove it."""
-    view = manager.delete(known_id(task_id), current_tenant())
+    view = manager.delete(known_id(task_id), seen_tenant())
     if view is None:
         return Response(status=204)
-    return answers.respond(answers.task_answer(view), 202 if view.task.status is Status.PROCESSING else 200)
+    status = 202 if view.task.status is Status.PROCESSING else 200
+    return answers.respond(answers.task_answer(view, links), status)
 
 
 def log(manager: TaskManager, task_id: str) -> Response:
     """Answer with the engine's log from a byte on, and tell where to go on."""
     offset = parse_query(LogQuery).offset
-    view = manager.view(known_id(task_id), current_tenant())
+    view = manager.view(known_id(task_id), seen_tenant())
     path = manager.log_file(view.task)
     text, end = read_log(path, offset) if path else (b"", 0)
     headers = {"X-Log-Offset": str(end), "X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-cache"}

@@ -201,5 +201,5 @@ def test_making_the_application_starts_nothing(serve: Serve) -> None:
 
 
 def test_no_two_routes_are_the_same() -> None:
-    pairs = [(method, rule) for method, rule, _ in ROUTES]
+    pairs = [(method, rule) for method, rule, _, _ in ROUTES]
     assert len(set(pairs)) == len(pairs)

@@ -1,0 +1,441 @@
+"""Who may: keys, tokens, scopes, tenants, links; and the one answer for all who may not."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from app import ROUTES
+from config_loader import ConfigError
+from tests.web.conftest import Serve, Service, form
+from web import jwks
+from web.openapi import OPERATIONS
+
+SECRET = "0123456789abcdef0123456789abcdef"
+ISSUER, AUDIENCE = "https://issuer.example", "live-avatar"
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    """Return good claims; `changes` replace some, None removes one."""
+    good = {"exp": int(time.time()) + 60, "sub": "u1", "tenant": "acme", "iss": ISSUER, "aud": AUDIENCE}
+    return {name: value for name, value in (good | changes).items() if value is not None}
+
+
+def token(secret: Any = SECRET, algorithm: str = "HS256", headers: dict[str, Any] | None = None, **changes: Any) -> str:
+    return jwt.encode(claims(**changes), secret, algorithm, headers)
+
+
+def bearer(credentials: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {credentials}"}
+
+
+@pytest.fixture
+def secured(serve: Serve) -> Service:
+    auth = {"enabled": True, "jwt_secret": SECRET, "issuer": ISSUER, "audience": AUDIENCE}
+    return serve(auth=auth)
+
+
+@pytest.fixture
+def key_of(secured: Service) -> Callable[..., str]:
+    """Return a function that makes a key."""
+
+    def make(tenant: str = "acme", *scopes: str, days: float | None = None) -> str:
+        given = frozenset(scopes or ("generate", "read"))
+        return secured.manager.store.keys.create(tenant, given, days)[1]
+
+    return make
+
+
+def status(service: Service, credentials: dict[str, str], path: str = "/api/v1/tasks") -> int:
+    return service.client.get(path, headers=credentials).status_code
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_opens_in_either_header(secured: Service, key_of: Callable[..., str]) -> None:
+    key = key_of()
+    assert status(secured, bearer(key)) == 200
+    assert status(secured, {"X-API-Key": key}) == 200
+    assert status(secured, {"Authorization": f"bearer {key}"}) == 200
+
+
+def test_only_a_hash_of_a_key_is_kept_and_its_use_is_noted(secured: Service, key_of: Callable[..., str]) -> None:
+    key = key_of()
+    assert secured.manager.store.keys.all()[0].last_used_at is None
+    assert status(secured, bearer(key)) == 200
+    assert secured.manager.store.keys.all()[0].last_used_at is not None
+    secret = key.split("_", 2)[2].encode()
+    kept = b"".join(path.read_bytes() for path in secured.settings.data_dir.rglob("avatar.db*"))
+    assert b"api_keys" in kept
+    assert secret not in kept
+
+
+def test_a_revoked_and_an_expired_key_open_nothing(secured: Service, key_of: Callable[..., str]) -> None:
+    revoked, expired = key_of(), key_of(days=-1)
+    secured.manager.store.keys.revoke(revoked.split("_")[1])
+    assert (status(secured, bearer(revoked)), status(secured, bearer(expired))) == (401, 401)
+
+
+REFUSED = {
+    "nothing": lambda key: {},
+    "empty": lambda key: {"X-API-Key": ""},
+    "basic": lambda key: {"Authorization": f"Basic {base64.b64encode(key.encode()).decode()}"},
+    "no word before it": lambda key: {"Authorization": key},
+    "bearer of nothing": lambda key: {"Authorization": "Bearer "},
+    "both headers": lambda key: {"Authorization": f"Bearer {key}", "X-API-Key": key},
+    "another secret": lambda key: bearer(key[:-1] + ("A" if key[-1] != "A" else "B")),
+    "another id": lambda key: bearer("la_000000000000_" + key.split("_", 2)[2]),
+    "longer": lambda key: bearer(key + "A"),
+    "a line break after it": lambda key: bearer(key + "%0A"),
+    "not ASCII": lambda key: {"X-API-Key": "la_é" + key[4:]},
+    "the hash": lambda key: bearer("la_" + key.split("_")[1] + "_" + "0" * 43),
+    "a word": lambda key: bearer("admin"),
+    "alg none": lambda key: bearer(jwt.encode(claims(), None, "none")),
+    "none in capitals": lambda key: bearer(unsigned("NONE")),
+    "another jwt secret": lambda key: bearer(token(SECRET.upper())),
+    "another algorithm of secrets": lambda key: bearer(token(SECRET * 2, "HS512")),
+    "no exp": lambda key: bearer(token(exp=None)),
+    "expired": lambda key: bearer(token(exp=int(time.time()) - 60)),
+    "not yet": lambda key: bearer(token(nbf=int(time.time()) + 600)),
+    "no sub": lambda key: bearer(token(sub=None)),
+    "no tenant": lambda key: bearer(token(tenant=None)),
+    "a list of tenants": lambda key: bearer(token(tenant=["acme"])),
+    "a tenant with a slash": lambda key: bearer(token(tenant="../acme")),
+    "an empty tenant": lambda key: bearer(token(tenant="")),
+    "another issuer": lambda key: bearer(token(iss="https://elsewhere.example")),
+    "no issuer": lambda key: bearer(token(iss=None)),
+    "another audience": lambda key: bearer(token(aud="other")),
+    "no audience": lambda key: bearer(token(aud=None)),
+    "scope as a list": lambda key: bearer(token(scope=["read"])),
+    "an embedded key": lambda key: bearer(token(headers={"jwk": {"kty": "oct", "k": "AAAA"}}, secret="A" * 32)),
+    "a key by address": lambda key: bearer(token("B" * 32, headers={"jku": "http://127.0.0.1:9/keys", "kid": "1"})),
+    "a path for a key": lambda key: bearer(token("C" * 32, headers={"kid": "../../dev/null"})),
+    "a critical extension": lambda key: bearer(token(headers={"crit": ["b64"], "b64": False})),
+    "deep JSON": lambda key: bearer(
+        ".".join(base64.urlsafe_b64encode(b"[" * 5000).decode() for _ in range(1)) + ".e.s"
+    ),
+}
+
+
+def unsigned(algorithm: str) -> str:
+    head, body = (
+        base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
+        for part in ({"alg": algorithm, "typ": "JWT"}, claims())
+    )
+    return f"{head}.{body}."
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_every_bad_credential_gets_the_same_401(secured: Service, key_of: Callable[..., str], how: str) -> None:
+    answer = secured.client.get("/api/v1/tasks", headers=REFUSED[how](key_of()))
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    body = dict(answer.json)
+    del body["request_id"]
+    assert body == {
+        "type": "about:blank", "title": "Unauthorized", "status": 401, "error_code": "unauthorized",
+        "detail": "credentials are missing or not valid", "error": "credentials are missing or not valid",
+    }  # fmt: skip
+
+
+def test_a_key_in_the_query_is_none(secured: Service, key_of: Callable[..., str]) -> None:
+    assert secured.client.get(f"/api/v1/tasks?api_key={key_of()}").status_code == 401
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_opens_and_names_the_tenant(secured: Service) -> None:
+    secured.submit(1, tenant="acme")
+    secured.submit(2, tenant="other")
+    page = secured.client.get("/api/v1/tasks", headers=bearer(token())).json
+    assert [task["task_id"][-1] for task in page["tasks"]] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("scope", "reads", "submits"),
+    [(None, 200, 400), ("read", 200, 403), ("generate", 403, 400), ("", 403, 403), ("admin", 200, 400)],
+)
+def test_a_scope_opens_what_it_says(secured: Service, scope: str | None, reads: int, submits: int) -> None:
+    sent = bearer(token(scope=scope))
+    assert status(secured, sent) == reads
+    assert secured.client.post("/api/v1/generate", json={}, headers=sent).status_code == submits
+
+
+class Issuer:
+    """A token issuer on a loopback port: its keys, how often it was asked, and whether it answers."""
+
+    def __init__(self) -> None:
+        self.private = {"rsa": rsa.generate_private_key(65537, 2048), "ec": ec.generate_private_key(ec.SECP256R1())}
+        self.asked, self.answers = 0, True
+        issuer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                issuer.asked += 1
+                body = json.dumps({"keys": issuer.public()}).encode()
+                self.send_response(200 if issuer.answers else 503)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/keys"
+        self.thread = Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    def public(self) -> list[dict[str, Any]]:
+        made = []
+        for name, algorithm in (("rsa", jwt.algorithms.RSAAlgorithm), ("ec", jwt.algorithms.ECAlgorithm)):
+            made.append({**algorithm.to_jwk(self.private[name].public_key(), as_dict=True), "kid": name, "use": "sig"})
+        made[0]["alg"] = "RS256"
+        secret = base64.urlsafe_b64encode(b"x" * 32).decode().rstrip("=")
+        return [*made, {"kty": "oct", "kid": "secret", "k": secret}, {"kty": "RSA", "kid": "broken"}, {"kid": 7}]
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    made = Issuer()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def by_issuer(serve: Serve, issuer: Issuer) -> Service:
+    return serve(auth={"enabled": True, "jwks_url": issuer.url, "issuer": ISSUER, "audience": AUDIENCE})
+
+
+def signed(issuer: Issuer, key: str, algorithm: str, kid: str = "", **changes: Any) -> dict[str, str]:
+    return bearer(token(issuer.private[key], algorithm, {"kid": kid or key}, **changes))
+
+
+def test_tokens_of_an_issuer_open_and_its_keys_are_fetched_once(by_issuer: Service, issuer: Issuer) -> None:
+    assert [status(by_issuer, signed(issuer, "rsa", "RS256")) for _ in range(3)] == [200] * 3
+    assert status(by_issuer, signed(issuer, "ec", "ES256")) == 200
+    assert issuer.asked == 1
+
+
+def test_what_the_issuer_did_not_sign_opens_nothing(by_issuer: Service, issuer: Issuer) -> None:
+    public = issuer.private["rsa"].public_key()
+    pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    confused = forged_with(pem)
+    stranger = rsa.generate_private_key(65537, 2048)
+    attempts = [
+        bearer(confused), bearer(token(stranger, "RS256", {"kid": "rsa"})), signed(issuer, "rsa", "RS256", "unknown"),
+        signed(issuer, "rsa", "PS256"), signed(issuer, "rsa", "RS256", "ec"), signed(issuer, "rsa", "RS256", iss="x"),
+        bearer(token("x" * 32, "HS256", {"kid": "secret"})), bearer(token(issuer.private["rsa"], "RS256")),
+    ]  # fmt: skip
+    assert [status(by_issuer, sent) for sent in attempts] == [401] * len(attempts)
+    assert issuer.asked == 1, "tokens of strangers must not make this service ask again and again"
+
+
+def forged_with(pem: bytes) -> str:
+    """Return an HS256 token whose secret is the issuer's public key; PyJWT itself refuses to make one."""
+    import hashlib
+    import hmac
+
+    def part(value: bytes) -> bytes:
+        return base64.urlsafe_b64encode(value).rstrip(b"=")
+
+    signed_part = part(json.dumps({"alg": "HS256", "kid": "rsa"}).encode()) + b"." + part(json.dumps(claims()).encode())
+    return (signed_part + b"." + part(hmac.digest(pem, signed_part, hashlib.sha256))).decode()
+
+
+def test_the_last_good_keys_serve_while_the_issuer_is_away(
+    by_issuer: Service, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert status(by_issuer, signed(issuer, "rsa", "RS256")) == 200
+    issuer.answers = False
+    monkeypatch.setattr(jwks, "_FRESH_SECONDS", -1.0)
+    monkeypatch.setattr(jwks, "_PAUSE_SECONDS", 0.0)
+    assert status(by_issuer, signed(issuer, "rsa", "RS256")) == 200
+    assert issuer.asked == 2
+
+
+def test_an_issuer_that_never_answered_is_a_503(by_issuer: Service, issuer: Issuer) -> None:
+    issuer.answers = False
+    answer = by_issuer.client.get("/api/v1/tasks", headers=signed(issuer, "rsa", "RS256"))
+    assert (answer.status_code, answer.json["error_code"]) == (503, "busy")
+    assert answer.headers["Retry-After"]
+
+
+# --- tenants ----------------------------------------------------------------------------------------------------------
+
+
+def test_another_tenants_things_are_as_if_they_were_not(secured: Service, key_of: Callable[..., str]) -> None:
+    done = secured.complete(secured.start(secured.submit(1, tenant="acme")))
+    mine, theirs = bearer(key_of("acme")), bearer(key_of("evil"))
+    paths = [f"/api/v1/task/{done.id}", f"/api/v1/task/{done.id}/log", f"/results/{done.id}/video.mp4"]
+    assert [status(secured, mine, path) for path in paths] == [200] * 3
+    unknown = secured.client.get("/api/v1/task/gen_20261122_ffffffffffffffff", headers=theirs).json
+    for path in paths:
+        answer = secured.client.get(path, headers=theirs)
+        assert (answer.status_code, answer.json["detail"]) == (404, unknown["detail"])
+    assert secured.client.delete(paths[0], headers=theirs).status_code == 404
+    assert secured.client.get("/api/v1/tasks", headers=theirs).json["tasks"] == []
+    assert secured.client.delete(paths[0], headers=mine).status_code == 204
+    assert (status(secured, theirs, paths[0]), status(secured, mine, paths[0])) == (404, 410)
+
+
+def test_another_tenants_upload_and_idempotency_key_are_ones_own_to_choose(
+    secured: Service, key_of: Callable[..., str]
+) -> None:
+    image, audio = secured.put("image"), secured.put("audio")  # of the tenant `default`
+    body = {"prompt": "p", "image_path": image, "audio_path": audio, "engine": "preview"}
+    answer = secured.client.post("/api/v1/generate", json=body, headers=bearer(key_of("acme")))
+    assert (answer.status_code, answer.json["errors"][0]["field"]) == (400, "image_path")
+    made = [
+        secured.client.post(
+            "/api/v1/generate", data=form(), headers=bearer(key_of(tenant)) | {"Idempotency-Key": "same"}
+        ).json["task_id"]
+        for tenant in ("acme", "evil")
+    ]
+    assert made[0] != made[1]
+
+
+def test_an_administrator_sees_and_ends_the_tasks_of_all(secured: Service, key_of: Callable[..., str]) -> None:
+    tasks = [secured.submit(number, tenant=tenant).id for number, tenant in ((1, "acme"), (2, "other"))]
+    admin = bearer(key_of("operators", "admin"))
+    page = secured.client.get("/api/v1/tasks", headers=admin).json
+    assert {task["task_id"] for task in page["tasks"]} == set(tasks)
+    assert secured.client.delete(f"/api/v1/task/{tasks[1]}", headers=admin).status_code == 200
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+
+def link_of(service: Service, key: str) -> str:
+    done = service.complete(service.start(service.submit(1, tenant="acme")))
+    url: str = service.client.get(f"/api/v1/task/{done.id}", headers=bearer(key)).json["output_video_url"]
+    return url
+
+
+def test_a_signed_link_plays_without_credentials_and_is_stable(secured: Service, key_of: Callable[..., str]) -> None:
+    key = key_of("acme")
+    url = link_of(secured, key)
+    task = urlsplit(url).path.split("/")[2]
+    assert secured.client.get(url, headers={"Range": "bytes=0-3"}).data == b"0123"
+    assert secured.client.get(f"/api/v1/task/{task}", headers=bearer(key)).json["output_video_url"] == url
+    expires = int(parse_qs(urlsplit(url).query)["expires"][0])
+    assert 3600 <= expires - time.time() + 1 <= 3600 + 301
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda url: url.partition("?")[0],
+        lambda url: url.replace("video.mp4", "poster.jpg"),
+        lambda url: url.replace("expires=", "expires=9"),
+        lambda url: url[:-1] + ("A" if url[-1] != "A" else "B"),
+        lambda url: url.partition("signature=")[0] + "signature=",
+        lambda url: url.partition("signature=")[0] + "signature=%C3%A9",
+        lambda url: url.partition("?")[0] + "?" + url.partition("&")[2],
+    ],
+)
+def test_a_link_that_was_changed_opens_nothing(
+    secured: Service, key_of: Callable[..., str], tamper: Callable[[str], str]
+) -> None:
+    assert secured.client.get(tamper(link_of(secured, key_of("acme")))).status_code == 401
+
+
+def test_a_link_expires(secured: Service, key_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    url, now = link_of(secured, key_of("acme")), time.time()
+    monkeypatch.setattr("web.links.time.time", lambda: now + 3600 + 301)
+    assert secured.client.get(url).status_code == 401
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_route_asks_for_what_the_document_says(secured: Service) -> None:
+    needs = {(method, rule.replace("<", "{").replace(">", "}")): need for method, rule, need, _ in ROUTES}
+    assert {key: operation.need for key, operation in OPERATIONS.items()} == {
+        key: need for key, need in needs.items() if key in OPERATIONS
+    }
+    for method, rule, need, _ in ROUTES:
+        path = rule.replace("<task_id>", "gen_20261122_0000000000000001").replace("<name>", "start.js")
+        answer = secured.client.open(path, method=method)
+        assert (answer.status_code == 401) == (need != "open"), (method, path, answer.status_code)
+    security = secured.client.get("/api/v1/openapi.json").json["paths"]["/api/v1/tasks"]["get"]["security"]
+    assert security == [{"key": []}, {"token": []}]
+
+
+def test_health_tells_the_anonymous_nothing_of_the_machine(secured: Service, key_of: Callable[..., str]) -> None:
+    anonymous = secured.client.get("/api/v1/health").json
+    assert set(anonymous) == {"status", "model_loaded", "version"}
+    assert "gpus" in secured.client.get("/api/v1/health", headers=bearer(key_of())).json
+
+
+def test_anonymous_callers_are_let_in_where_the_settings_say_so(serve: Serve) -> None:
+    service = serve(auth={"enabled": True, "allow_anonymous": True, "jwt_secret": SECRET})
+    assert status(service, {}) == 200
+    assert status(service, bearer("wrong")) == 401
+    assert status(service, bearer(token())) == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"env": "production"}, "keys create"),
+        ({"host": "0.0.0.0"}, "AVATAR_HOST"),
+        ({"http": {"trusted_proxies": ["127.0.0.1"]}}, "trusted_proxies"),
+        ({"auth": {"enabled": True, "jwt_secret": "short"}}, "32 bytes"),
+        ({"auth": {"enabled": True, "jwks_url": "http://issuer.example/keys"}}, "https"),
+        ({"auth": {"enabled": True, "jwks_url": "file:///etc/passwd"}}, "https"),
+    ],
+)
+def test_settings_that_let_strangers_in_are_refused_with_what_to_do(
+    serve: Serve, settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        serve(**settings)
+
+
+def test_the_override_has_a_name_of_its_own(serve: Serve) -> None:
+    service = serve(env="production", host="0.0.0.0", auth={"allow_anonymous": True})
+    sent = {"Host": "avatar.example", "X-Forwarded-For": "203.0.113.9"}
+    assert service.client.get("/api/v1/tasks", headers=sent).status_code == 200
+
+
+def test_a_page_of_another_origin_cannot_submit_while_authentication_is_off(serve: Serve) -> None:
+    service = serve()
+    for origin in ("https://evil.example", "null", "http://localhost:3000"):
+        assert service.client.post("/api/v1/generate", data=form(), headers={"Origin": origin}).status_code == 403
+    own = service.client.post("/api/v1/generate", data=form(), headers={"Origin": "http://localhost"})
+    assert own.status_code == 201
+
+
+def test_the_commands_make_list_and_revoke_keys(secured: Service) -> None:
+    run = secured.app.test_cli_runner().invoke
+    made = run(args=["keys", "create", "--tenant", "acme", "--scope", "read", "--days", "7"])
+    assert made.exit_code == 0, made.output
+    key = made.stdout.strip()
+    assert status(secured, bearer(key)) == 200
+    assert secured.client.post("/api/v1/generate", json={}, headers=bearer(key)).status_code == 403
+    listed = run(args=["keys", "list"]).stdout
+    assert key.split("_")[1] in listed
+    assert key.split("_", 2)[2] not in listed
+    assert run(args=["keys", "revoke", key.split("_")[1]]).exit_code == 0
+    assert status(secured, bearer(key)) == 401
+    assert run(args=["keys", "revoke", key.split("_")[1]]).exit_code == 1
+    assert run(args=["keys", "create", "--tenant", "../acme"]).exit_code == 2
