@@ -94,7 +94,7 @@ def test_the_production_profile_never_makes_a_preview_of_what_was_not_asked_for_
     monkeypatch.setenv("AVATAR_CONFIG", "production")
     told, default = (leaves(found.model_dump(mode="json")) for found in (load_settings(), Settings.model_validate({})))
     differs = {key: value for key, value in told.items() if value != default[key]}
-    assert differs == {"env": "production", "engines.allow_fallback": False}
+    assert differs == {"env": "production", "auth.enabled": True, "engines.allow_fallback": False}
 
 
 def test_an_unknown_key_of_a_profile_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
