@@ -32,12 +32,13 @@ def send(manager: TaskManager, links: Links, task_id: str, name: str) -> Respons
     as_attachment = query.download == "1"
     if query.signature is not None and not links.allows(task_id, name, query.expires or 0, query.signature):
         raise ApiError(Code.UNAUTHORIZED, "the link has expired or is not valid")
-    view = manager.view(known_id(task_id), seen_tenant() if query.signature is None else None)
+    tenant = seen_tenant() if query.signature is None else None
+    view = manager.view(known_id(task_id), tenant)
     try:
         path = manager.result_file(view.task, name)
         response = _file(path, f"{task_id}{path.suffix}", as_attachment)
     except FileNotFoundError:
-        manager.view(task_id, current_tenant())  # it may have gone since: 410, not 404
+        manager.view(task_id, tenant)  # it may have gone since: 410, not 404
         raise ApiError(Code.NOT_FOUND, "the task has no such file") from None
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Cache-Control"] = "private, no-cache"
