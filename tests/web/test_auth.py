@@ -284,6 +284,9 @@ def test_an_issuer_that_never_answered_is_a_503(by_issuer: Service, issuer: Issu
 
 def test_another_tenants_things_are_as_if_they_were_not(secured: Service, key_of: Callable[..., str]) -> None:
     done = secured.complete(secured.start(secured.submit(1, tenant="acme")))
+    attempt = secured.manager.folders.attempt(done.id, done.attempt)
+    attempt.mkdir(parents=True)
+    (attempt / "engine.log").write_text("nothing to tell")
     mine, theirs = bearer(key_of("acme")), bearer(key_of("evil"))
     paths = [f"/api/v1/task/{done.id}", f"/api/v1/task/{done.id}/log", f"/results/{done.id}/video.mp4"]
     assert [status(secured, mine, path) for path in paths] == [200] * 3
