@@ -91,8 +91,7 @@ class Spawner:
 
 def main(argv: list[str]) -> int:
     """Fork a runner for each request on the socket `argv[1]`, until its other end is closed."""
-    import tasks.attempt  # noqa: F401 - imported for the runners that are forked from here
-
+    _import_for_runners()
     gc.freeze()  # what was imported stays: no collection in a runner touches, and so copies, its pages
     channel = socket.socket(fileno=int(argv[1]))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # runners that end need no waiting for
@@ -107,6 +106,19 @@ def main(argv: list[str]) -> int:
             _become_runner(Path(asked["folder"]), asked["environment"], descriptors[0])
         os.close(descriptors[0])
         channel.send(str(pid).encode())
+
+
+def _import_for_runners() -> None:
+    """Import all that runners will need, to what the libraries import when they first use it.
+
+    A new version may replace this one's folder, with its Python environment, while a runner still works.
+    """
+    import av.subtitles.stream  # noqa: F401 - imported by av when it opens a container
+    import PIL.Image
+
+    import tasks.runner  # noqa: F401 - and through it the rest
+
+    PIL.Image.preinit()
 
 
 def _become_runner(folder: Path, environment: dict[str, str], lock: int) -> None:

@@ -1,29 +1,118 @@
-"""The server may die at any moment; the video goes on."""
+"""The server may die or be replaced at any moment; the video goes on."""
 
 from __future__ import annotations
 
+import shutil
+import signal
+import socket
+import sqlite3
 import time
-from collections.abc import Callable
+import wave
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
+import psutil
+
+from tests.conftest import ROOT
 from tests.e2e.conftest import Service
+
+
+def told_by(go: Path) -> dict[str, Any]:
+    """Return the row of an engine that gets on until the file `go` is there; its bar shows frames, not loading."""
+    return {"env": {"FAKE_GO": str(go)}, "estimate": {"load_seconds": 0.01, "seconds_per_frame": 1.0}}
+
+
+def row(run: Service, task: str) -> tuple[str, float]:
+    """Return status and progress as the database has them, whether or not a server is up."""
+    with closing(sqlite3.connect(run.data / "avatar.db")) as db:
+        found: tuple[str, float] = db.execute("SELECT status, progress FROM tasks WHERE id = ?", (task,)).fetchone()
+    return found
+
+
+def rises(run: Service, task: str, above: float) -> float:
+    """Return the progress once it is above `above`, with no server up."""
+    deadline = time.monotonic() + 30
+    while (progress := row(run, task)[1]) <= above:
+        assert time.monotonic() < deadline, "the task does not go on without a server"
+        time.sleep(0.05)
+    return progress
+
+
+def is_adopted(run: Service, task: str, before: dict[str, Any], made: float) -> None:
+    """Assert that the service, just started, shows at once the progress that was `made`, of the same attempt."""
+    began = time.monotonic()
+    seen = run.task(task)
+    assert time.monotonic() - began < 2.0
+    assert seen["progress"] >= made
+    assert (seen["status"], seen["attempt"], seen["start_time"]) == ("processing", 1, before["start_time"])
+    run.until(task, lambda now: now["progress"] > seen["progress"])
+
+
+def move_to(run: Service, release: Path) -> None:
+    """Stop the service, and start it from a checkout as a deployment makes it: the product's files without tests."""
+    run.stop()
+    for name in ("web", "tasks", "engines", "utils", "configs", "scripts"):
+        shutil.copytree(ROOT / name, release / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("app.py", "api_schema.py", "config_loader.py", "task_manager.py"):
+        shutil.copy(ROOT / name, release)
+    run.checkout = release
+    run.start()
+
+
+def starts(folder: Path) -> int:
+    """Return how often the stand-in engine was started."""
+    return len((folder / "starts.txt").read_text().splitlines())
+
+
+@contextmanager
+def slow_upload(run: Service) -> Iterator[None]:
+    """Begin an upload and send no more of it."""
+    head = f"POST /api/v1/upload HTTP/1.1\r\nHost: 127.0.0.1:{run.port}\r\n"
+    head += "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n\r\n--b\r\n"
+    with socket.create_connection(("127.0.0.1", run.port)) as connection:
+        connection.sendall(head.encode())
+        yield
+
+
+def wait_until_open(run: Service, connections: int) -> None:
+    """Wait until the workers hold so many connections of clients that they have begun to handle."""
+    deadline = time.monotonic() + 10
+    while sum(len(open_to(process, run.port)) for process in run.processes()[1:]) < connections:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def open_to(process: psutil.Process, port: int) -> list[object]:
+    found = process.net_connections("tcp")
+    return [one for one in found if one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port]
+
+
+def long_voice(folder: Path) -> Path:
+    """Twenty seconds of a quiet tone: the preview is busy for a while."""
+    with wave.open(str(folder / "long.wav"), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(b"\x10\x20" * 16_000 * 20)
+    return folder / "long.wav"
 
 
 def test_a_task_goes_on_while_every_web_process_is_killed_and_is_adopted_by_the_next(
     service: Callable[..., Service], tmp_path: Path, portrait: Path, voice: Path
 ) -> None:
-    run = service(2, "slow_copy", fake={"env": {"FAKE_SECONDS": "4"}})
+    run = service(2, "when_told", fake=told_by(tmp_path / "go"))
     image, audio = run.upload("image", portrait), run.upload("audio", voice)
-    task = run.submit(image, audio, engine="fake")
-    before = run.until(task["task_id"], lambda seen: seen["phase"] == "generating")
+    task = run.submit(image, audio, engine="fake")["task_id"]
+    before = run.until(task, lambda seen: seen["phase"] == "generating")
     run.kill()
+    alone = rises(run, task, before["progress"])
     run.start()
-    restarted = time.monotonic()
-    after = run.until(task["task_id"], lambda seen: seen["progress"] > before["progress"])
-    assert time.monotonic() - restarted < 2.0
-    assert (after["attempt"], after["start_time"]) == (1, before["start_time"])
-    assert run.ended(task["task_id"])["status"] == "completed"
-    assert len((tmp_path / "starts.txt").read_text().splitlines()) == 1
+    is_adopted(run, task, before, alone)
+    (tmp_path / "go").touch()
+    ended = run.ended(task)
+    assert (ended["status"], ended["attempt"]) == ("completed", 1)
+    assert starts(tmp_path) == 1
 
 
 def test_a_queued_task_outlives_a_kill_and_starts_after_the_restart(
@@ -37,19 +126,85 @@ def test_a_queued_task_outlives_a_kill_and_starts_after_the_restart(
     assert [run.ended(task)["status"] for task in tasks] == ["completed", "completed"]
 
 
-def test_sigterm_ends_the_server_at_once_and_leaves_the_runner_alone(
-    service: Callable[..., Service], portrait: Path, voice: Path
+def test_sigterm_ends_open_waits_starts_nothing_and_leaves_the_runner_alone(
+    service: Callable[..., Service], tmp_path: Path, portrait: Path, voice: Path
 ) -> None:
-    run = service(2, "slow_copy", fake={"env": {"FAKE_SECONDS": "5"}})
+    run = service(2, "when_told", fake=told_by(tmp_path / "go"))
     image, audio = run.upload("image", portrait), run.upload("audio", voice)
-    task = run.submit(image, audio, engine="fake")["task_id"]
-    run.until(task, lambda seen: seen["phase"] == "generating")
-    began = time.monotonic()
-    run.stop()
-    assert time.monotonic() - began < 8.0
+    first, second = (run.submit(image, audio, engine="fake")["task_id"] for _ in range(2))
+    run.until(first, lambda seen: seen["phase"] == "generating")
+    tag = run.http.request("GET", f"{run.url}/api/v1/task/{second}").headers["ETag"]
+    poll = {"headers": {"If-None-Match": tag}}
+    run.http.clear()  # so that only the connections of these requests are counted
+    with ThreadPoolExecutor(3) as pool, slow_upload(run):
+        waits = [pool.submit(run.call, "GET", f"/api/v1/task/{second}?wait=60", **ask) for ask in ({}, poll)]
+        waits.append(pool.submit(run.call, "GET", f"/api/v1/task/{first}?wait=60"))
+        wait_until_open(run, connections=4)
+        began = time.monotonic()
+        assert run.process is not None
+        run.process.send_signal(signal.SIGTERM)
+        answers = [wait.result(timeout=20) for wait in waits]
+        assert time.monotonic() - began < 5.0
+        assert [status for status, _ in answers] == [200, 304, 200]
+        assert [answers[0][1]["status"], answers[2][1]["status"]] == ["queued", "processing"]
+        # A request that drags on keeps the workers; the slot that falls free meanwhile must not be given away.
+        (tmp_path / "go").touch()
+        run.process.wait(30)
+    assert time.monotonic() - began < 10.0
+    assert row(run, first)[0] == "completed"
+    assert row(run, second)[0] == "queued"
+    assert starts(tmp_path) == 1
     run.start()
+    assert run.ended(second)["status"] == "completed"
+    assert (run.task(first)["attempt"], starts(tmp_path)) == (1, 2)
+
+
+def test_a_new_version_adopts_the_task_of_one_whose_folder_is_gone(
+    service: Callable[..., Service], tmp_path: Path, portrait: Path, voice: Path
+) -> None:
+    run = service(1, "when_told", fake=told_by(tmp_path / "go"))
+    move_to(run, tmp_path / "release-1")
+    image, audio = run.upload("image", portrait), run.upload("audio", voice)
+    task = run.submit(image, audio, engine="fake", output_format="webm")["task_id"]
+    before = run.until(task, lambda seen: seen["phase"] == "generating")
+    shutil.rmtree(run.checkout)
+    move_to(run, tmp_path / "release-2")
+    is_adopted(run, task, before, before["progress"])
+    (tmp_path / "go").touch()
     ended = run.ended(task)
     assert (ended["status"], ended["attempt"]) == ("completed", 1)
+    assert starts(tmp_path) == 1
+    assert [run.call("GET", ended[url])[0] for url in ("output_video_url", "poster_url")] == [200, 200]
+
+
+def test_the_preview_goes_on_when_the_folder_of_its_version_goes(
+    service: Callable[..., Service], tmp_path: Path, portrait: Path
+) -> None:
+    run = service(1)
+    move_to(run, tmp_path / "release-1")
+    image, audio = run.upload("image", portrait), run.upload("audio", long_voice(tmp_path))
+    task = run.submit(image, audio, engine="preview")["task_id"]
+    run.until(task, lambda seen: seen["phase"] == "generating")
+    shutil.rmtree(run.checkout)
+    assert row(run, task)[0] == "processing"
+    ended = run.ended(task)
+    assert (ended["status"], ended["attempt"]) == ("completed", 1)
+
+
+def test_no_connection_is_refused_while_the_service_restarts_behind_a_socket_of_systemd(
+    service: Callable[..., Service],
+) -> None:
+    run = service(1)
+    run.stop()
+    with socket.create_server(("127.0.0.1", run.port), backlog=128) as run.listener:
+        run.start()
+        run.http.clear()
+        run.stop()
+        with ThreadPoolExecutor(1) as pool:
+            between = pool.submit(run.call, "GET", "/api/v1/tasks", retries=False)
+            run.start()
+            assert between.result(timeout=20) == (200, {"tasks": [], "next_cursor": None})
+        run.stop()
 
 
 def test_killing_the_worker_that_schedules_costs_no_task(

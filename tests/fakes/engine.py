@@ -42,10 +42,12 @@ def slow_copy() -> int:
 
 
 def when_told() -> int:
-    """Deliver once the file FAKE_GO is there."""
-    say("progress", phase="generating", done=1, total=2)
+    """Get on, slower and slower, and deliver once the file FAKE_GO is there."""
+    done = 0
     while not os.path.exists(os.environ["FAKE_GO"]):
-        time.sleep(0.02)
+        done += 1
+        say("progress", phase="generating", done=done, total=done + 100)
+        time.sleep(0.05)
     return copy()
 
 

@@ -1,0 +1,40 @@
+"""Runners live on what the spawner imported: the folder of their version may be replaced while they work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.model import OutputFormat, Phase, Status
+from tests.tasks.conftest import Bench
+
+_NOTE_IMPORTS = """
+import os, sys
+
+class Note:
+    def find_spec(self, name, path=None, target=None):
+        with open({log!r}, "a") as file:
+            file.write(name + "\\n")
+
+os.register_at_fork(after_in_child=lambda: sys.meta_path.insert(0, Note()))
+"""
+
+
+def test_a_runner_imports_nothing_but_the_standard_library(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "imported.txt"
+    (tmp_path / "sitecustomize.py").write_text(_NOTE_IMPORTS.format(log=str(log)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for behaviour, expected in (("copy", Status.COMPLETED), ("fail", Status.FAILED), ("hang", Status.CANCELLED)):
+        manager = bench.open(behaviour)
+        task = bench.submit(manager, output_format=OutputFormat.WEBM)
+        if behaviour == "hang":
+            bench.until(manager, task, lambda seen: seen.phase is Phase.GENERATING)
+            manager.delete(task.id, task.tenant)
+        assert bench.ended(manager, task).status is expected
+        manager.stop()
+    imported = log.read_text().split() if log.exists() else []
+    assert [name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names] == []
