@@ -5,14 +5,17 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+import click
 from flask import Flask, Response, current_app
 
 from api_schema import NoQuery
-from config_loader import Settings, load_engines, load_settings
+from config_loader import ConfigError, Settings, load_engines, load_settings
 from task_manager import TaskManager
 from tasks import drain
-from web import answers, callers, commands, docs, errors, generate, requests, results, tasks
+from tasks.trouble import DataRefused
+from web import answers, callers, command_app, commands, docs, errors, generate, requests, results, tasks
 from web.auth import Authenticator
 from web.callers import Need
 from web.inputs import Inputs
@@ -73,7 +76,8 @@ def get_result(task_id: str, name: str) -> Response:
 def get_health() -> Response:
     parse_query(NoQuery)
     manager = parts().manager
-    answer = answers.health_answer(manager.health(), drain.current(manager.store.state))
+    on = manager.store.condition.ask(partial(drain.current, manager.store.state))
+    answer = answers.health_answer(manager.health(), on)
     unknown = parts().settings.auth.enabled and callers.current_caller() is None
     return answers.respond(answers.summary(answer) if unknown else answer, 503 if answer.reasons else 200)
 
@@ -106,19 +110,43 @@ ROUTES: tuple[tuple[str, str, Need, Callable[..., Response]], ...] = (
 """Method, address, what it asks of its caller, handler."""
 
 
+CANNOT_START = 3
+"""Exit status of a process that must not be started again as it is; gunicorn's master ends when a worker ends so."""
+
+
 def create_app(settings: Settings | None = None, manager: TaskManager | None = None) -> Flask:
-    """Return the application. Raises ConfigError for settings that cannot be served safely."""
-    settings = settings or load_settings()
+    """Return the application. Raises ConfigError and DataRefused where the service must not start.
+
+    Without settings this is the entry of a process: it reads the environment, and ends the process with status 3 and
+    one sentence where the service must not start. For `flask --app app` it makes no more than the commands need.
+    """
+    if settings is not None:
+        return _serve(settings, manager)
+    try:
+        settings = load_settings()
+        return _with_commands(settings) if command_app.is_looked_through() else _serve(settings, manager)
+    except (ConfigError, DataRefused) as error:
+        click.echo(f"the service cannot start: {error}", err=True)
+        raise SystemExit(CANNOT_START) from None
+
+
+def _with_commands(settings: Settings) -> Flask:
+    app = Flask("live_avatar", static_folder=None)
+    commands.register(app, settings)
+    return app
+
+
+def _serve(settings: Settings, manager: TaskManager | None) -> Flask:
     callers.refuse_unsafe_settings(settings)
     requests.configure_logging(settings.log_level)
     manager = manager or TaskManager(settings, load_engines(settings))
-    app = Flask("live_avatar", static_folder=None)
+    app = _with_commands(settings)
     app.url_map.merge_slashes = False
     waiting = Waiting(manager.store.changes, settings.http.max_waiters)
     app.extensions |= {"task_manager": manager, "waiting": waiting}
     inputs, links = Inputs(settings.inputs, manager), _links(settings, manager)
     app.extensions["parts"] = Parts(settings, manager, inputs, waiting, links)
-    for part in (errors, requests, generate, commands):
+    for part in (errors, requests, generate):
         part.register(app)
     needs: dict[str, Need] = {handler.__name__: need for _, _, need, handler in ROUTES}
     callers.register(app, settings, Authenticator(settings.auth, manager.store.keys), needs)

@@ -171,6 +171,7 @@ class Settings(BaseSettings):
     port: int = Field(5000, ge=0, le=65535)
     data_dir: Path = Path("data")
     database_url: str = ""
+    database_busy_seconds: float = Field(10.0, gt=0)
     live_avatar_home: Path | None = Field(None, validation_alias="LIVE_AVATAR_HOME")
     engine_env_passthrough: Names = ()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -115,7 +115,10 @@ class TaskManager:
     def __init__(self, settings: Settings, table: EngineTable) -> None:
         self.folders = Folders(settings.data_dir)
         self.folders.make()
-        self.store = Store(settings.database_url, settings.data_dir, ballast_bytes=settings.disk.ballast_bytes)
+        self.store = Store(
+            settings.database_url, settings.data_dir, busy_seconds=settings.database_busy_seconds,
+            ballast_bytes=settings.disk.ballast_bytes,
+        )  # fmt: skip
         self.retention = settings.retention.policy()
         self.disk = Disk(settings.data_dir, settings.disk.reserve_bytes, self.store.ballast)
         self._settings, self._table = settings, table
@@ -298,7 +301,7 @@ class TaskManager:
 
     def health(self) -> Health:
         """Return what this host can do now."""
-        stopped = stopped_reason(self.store.state)
+        stopped = self.store.condition.ask(lambda: stopped_reason(self.store.state))
         return Examiner(self.store, self._admission, self._hardware, self.disk).look([stopped] if stopped else [])
 
     def engine_names(self) -> list[str]:

@@ -47,5 +47,6 @@ def post_worker_init(worker):
 
 def worker_exit(server, worker):
     """Leave the runners alone; the next scheduler adopts them."""
-    application = worker.app.wsgi()
-    application.extensions["task_manager"].stop()
+    application = worker.app.callable
+    if application is not None:  # else it could not start, and shall not try again only to be stopped
+        application.extensions["task_manager"].stop()

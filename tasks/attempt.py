@@ -85,7 +85,7 @@ class Attempt:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         self.spec, self.engine, self.problem, self.slot = spec, engine, problem, slot
         self.folder = Path(spec.folder)
-        self.store = Store(url, Path(spec.lock_folder), busy_seconds=_BUSY_SECONDS)
+        self.store = Store(url, Path(spec.lock_folder), busy_seconds=_BUSY_SECONDS, prepare=False)
         self.work = Work(spec.expected_load, spec.expected_generate)
         self.began = self.phase_began = self.sign_of_life = began
         self.phase, self.fraction, self.loaded = Phase.PREPARING, 0.0, None if engine else 0.0

@@ -10,14 +10,16 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
+from tasks.trouble import Trouble, trouble_of
 from utils.file_handler import FULL, StorageFull, remove_tree
 from utils.plan import FPS, VideoPlan
 
@@ -70,7 +72,7 @@ class Ballast:
         """Do `work`; where the disk is full, once more in the room that the ballast held."""
         try:
             return work()
-        except (OperationalError, OSError) as error:
+        except (DBAPIError, sqlite3.Error, OSError) as error:
             if not is_full(error):
                 raise
         self._release()
@@ -139,11 +141,7 @@ def is_exhausted(folder: Path) -> bool:
 
 def is_full(error: BaseException) -> bool:
     """Say whether an error means that the disk, or a quota, is used up."""
-    if isinstance(error, OperationalError):
-        # The index of the write-ahead log cannot grow: SQLite calls that an I/O error.
-        name = getattr(error.orig, "sqlite_errorname", "")
-        return "full" in str(error.orig) or name == "SQLITE_IOERR_SHMSIZE"
-    return isinstance(error, OSError) and error.errno in FULL
+    return trouble_of(error) is Trouble.FULL or (isinstance(error, OSError) and error.errno in FULL)
 
 
 def _is_out_of_inodes(folder: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.trouble import DataRefused
 from utils.file_handler import remove_tree
 
 
@@ -64,12 +65,19 @@ class Folders:
         remove_tree(self.tasks / task_id)
 
     def make(self) -> None:
-        for folder in (
-            self.uploads / "image",
-            self.uploads / "audio",
-            self.tasks,
-            self.results,
-            self.scratch,
-            self.slots,
-        ):
-            folder.mkdir(parents=True, exist_ok=True)
+        """Make what is missing. Raises DataRefused where that cannot be done."""
+        try:
+            for folder in (
+                self.uploads / "image",
+                self.uploads / "audio",
+                self.tasks,
+                self.results,
+                self.scratch,
+                self.slots,
+            ):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataRefused(
+                f"the data folder {self.data} cannot be made or written: {error.strerror} ({error.filename}); "
+                "set data_dir (AVATAR_DATA_DIR) to a folder of this user"
+            ) from error

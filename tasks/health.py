@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tasks.admission import Admission
 from tasks.disk import Disk
@@ -54,16 +55,19 @@ class Examiner:
 
     def look(self, warnings: Sequence[str] = ()) -> Health:
         """Return what this host can do now."""
-        counts = self.store.counts()
+        ask = self.store.condition.ask
+        counts = ask(self.store.counts) or {}
         engines = self._engines()
         against = [] if any(engine.available for engine in engines) else ["no engine can run on this machine"]
         against += [] if self._is_scheduled() else ["no process schedules tasks at present"]
         against += [] if self.disk.has_room() else [DISK_FULL]
+        against += filter(None, [self.store.condition.reason()])
         against += self.hardware.reasons()
-        busy = [uuid for task in self.store.processing() for uuid in task.gpus]
+        busy = [uuid for task in ask(self.store.processing) or () for uuid in task.gpus]
+        settling = ask(partial(self.store.state.get, STATE_NAME))
         return Health(
-            engines, counts[Status.QUEUED], counts[Status.PROCESSING], False, self.hardware.gpus(),
-            states(from_state(self.store.state.get(STATE_NAME)), busy), tuple(against), tuple(warnings),
+            engines, counts.get(Status.QUEUED, 0), counts.get(Status.PROCESSING, 0), False, self.hardware.gpus(),
+            states(from_state(settling), busy), tuple(against), tuple(warnings),
         )  # fmt: skip
 
     def _engines(self) -> tuple[EngineState, ...]:

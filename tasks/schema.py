@@ -7,9 +7,9 @@ since the epoch: they sort and compare the same in every database.
 
 from __future__ import annotations
 
-import fcntl
 import sqlite3
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,12 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
-    inspect,
-    select,
-    text,
 )  # fmt: skip
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.types import TypeDecorator
 
 HEAD = "0004"
-"""The newest migration; a test holds it against the migrations folder."""
+"""The newest migration; a test holds it against the migrations folder. Later ones sort after earlier ones."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -169,21 +166,35 @@ estimates = Table(
 )
 
 
+def sqlite_file(url: str | URL) -> Path | None:
+    """Return the file of an SQLite URL; None for another kind of database, or one in memory."""
+    made = make_url(url)
+    name = made.database or ""
+    return Path(name) if made.get_backend_name() == "sqlite" and name not in ("", ":memory:") else None
+
+
 def open_database(url: str, busy_seconds: float = 30.0) -> Engine:
     """Return an engine for `url`; SQLite connections get the pragmas above, and `write=True` begins IMMEDIATE.
 
-    `busy_seconds` is how long a writer waits for another one before it fails.
+    An SQLite file must exist. `busy_seconds` is how long a writer waits for another one before it fails.
     """
     options: dict[str, Any] = {"pool_pre_ping": True}
     if make_url(url).get_backend_name() != "sqlite":
         return create_engine(url, **options)
     # One connection a thread at most; a burst of web threads must not fail for want of a connection.
-    engine = create_engine(
-        url, connect_args={"timeout": busy_seconds, "check_same_thread": False}, pool_size=8, max_overflow=-1
-    )
+    path = sqlite_file(url)
+    if path is not None:
+        options["creator"] = partial(_connect_sqlite, path.absolute(), busy_seconds)
+    engine = create_engine(url, **options, pool_size=8, max_overflow=-1)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _connect_sqlite(path: Path, busy_seconds: float) -> sqlite3.Connection:
+    """Open a file that is there: one that vanished under a running service must not come back empty."""
+    uri = f"{path.as_uri()}?mode=rw"
+    return sqlite3.connect(uri, uri=True, timeout=busy_seconds, check_same_thread=False)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
@@ -195,33 +206,3 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     write = connection.get_execution_options().get("write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-
-def migrate(engine: Engine, lock_file: Path) -> None:
-    """Bring the database to HEAD; several processes that start at once do it one after the other."""
-    if _current(engine) == HEAD:
-        return
-    lock_file.parent.mkdir(parents=True, exist_ok=True)
-    with lock_file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if _current(engine) != HEAD:
-            _upgrade(engine)
-
-
-def _current(engine: Engine) -> str | None:
-    if not inspect(engine).has_table("alembic_version"):
-        return None
-    with engine.connect() as connection:
-        return connection.execute(select(text("version_num")).select_from(text("alembic_version"))).scalar()
-
-
-def _upgrade(engine: Engine) -> None:
-    # Alembic takes a fifth of a second to import, which a start on a current database need not pay.
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with engine.execution_options(write=True).begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")

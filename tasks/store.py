@@ -16,15 +16,18 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, and_, func, insert, or_, select, tuple_, update
 
+from tasks.condition import Condition
 from tasks.disk import BALLAST_FILE, Ballast, Demand
 from tasks.drain import FACT as DRAIN
 from tasks.ended import Ended
 from tasks.estimate import Learned, Lesson
 from tasks.keys import ApiKeys
+from tasks.learning import learn, learned
 from tasks.model import Event, Facts, LostRace, Note, Phase, RunnerId, Status, Task, advance
 from tasks.rows import row_from_task, task_from_row
-from tasks.schema import estimates, idempotency_keys, migrate, open_database, tasks
+from tasks.schema import idempotency_keys, open_database, tasks
 from tasks.service_state import ServiceState
+from tasks.upgrade import make_ready
 from tasks.uploads import Uploads
 
 T = TypeVar("T")
@@ -74,25 +77,32 @@ def utc_now() -> datetime:
 
 
 class Store:
-    """All reads and writes of one database. Safe to share between threads; not to carry over a fork."""
+    """All reads and writes of one database. Safe to share between threads; not to carry over a fork.
+
+    The database is first brought to this release, which raises DataRefused where that cannot be. Without `prepare` it
+    is taken as it is: a runner may find that of a newer release, and goes on with it.
+    """
 
     def __init__(
         self,
         url: str,
-        lock_folder: Path,
+        data: Path,
         now: Callable[[], datetime] = utc_now,
         busy_seconds: float = 30.0,
         ballast_bytes: int = 0,
+        prepare: bool = True,
     ) -> None:
         self._engine = open_database(url, busy_seconds)
         self._writing = self._engine.execution_options(write=True)
         self._now = now
-        self.ballast = Ballast(lock_folder / BALLAST_FILE, ballast_bytes)
+        self.ballast = Ballast(data / BALLAST_FILE, ballast_bytes)
         self.state = ServiceState(self._engine, now)
         self.keys = ApiKeys(self._engine, now)
+        self.condition = Condition(self._engine)
         self.uploads = Uploads(self._engine, now)
         self.ended = Ended(self._engine, now, self.ballast)
-        self.ballast.lend(lambda: migrate(self._engine, lock_folder / "migrate.lock"))
+        if prepare:
+            make_ready(self._engine, data, lend=self.ballast.lend)
 
     def changes(self) -> Callable[[], bool]:
         """Return a function that says whether anyone else committed since it was last called.
@@ -256,7 +266,7 @@ class Store:
         if task.cancel_requested:
             event, facts = Event.CANCEL, Facts()
         if lesson is not None and event is Event.COMPLETE:
-            self._learn(db, lesson)
+            learn(db, lesson)
         return self._write(db, task, advance(task, event, self._now(), facts))
 
     def request_cancel(self, task: Task) -> Task:
@@ -309,7 +319,7 @@ class Store:
     def learned(self, profile: str) -> Learned | None:
         """Return what finished tasks taught about a profile (`engine/profile`)."""
         with self._engine.begin() as db:
-            return self._learned(db, profile)
+            return learned(db, profile)
 
     def demand(self) -> Demand:
         """Return what the tasks that are queued or processing may still write."""
@@ -373,15 +383,3 @@ class Store:
         for engine, profile, told_at, left in db.execute(running.where(tasks.c.status == Status.PROCESSING.value)):
             seconds[engine, profile] += max(0.0, (left or 0.0) - (self._now() - told_at).total_seconds())
         return Backlog(number, seconds)
-
-    def _learned(self, db: Connection, profile: str) -> Learned | None:
-        row = db.execute(select(estimates).where(estimates.c.profile == profile)).first()
-        return None if row is None else Learned(**row._mapping)
-
-    def _learn(self, db: Connection, lesson: Lesson) -> None:
-        known = self._learned(db, lesson.profile)
-        merged = asdict((known or Learned.nothing(lesson)).after(lesson))
-        if known is None:
-            db.execute(insert(estimates).values(merged))
-        else:
-            db.execute(update(estimates).where(estimates.c.profile == lesson.profile).values(merged))

@@ -11,30 +11,30 @@ import time
 from functools import partial
 
 import click
-from flask import Flask, current_app
+from flask import Flask
 from flask.cli import with_appcontext
 
+from config_loader import Settings
 from task_manager import TaskManager
 from tasks import drain
 from tasks.model import Status
 from tasks.store import utc_now
 from tasks.wake import ring
 from web import key_commands
+from web.command_app import SETTINGS, opened_manager
+from web.database_commands import database
 from web.waiting import Waiting
 
 _TELL_SECONDS = 30.0
 """How often `drain wait` says that it still waits."""
 
 
-def register(app: Flask) -> None:
+def register(app: Flask, settings: Settings) -> None:
     """Add the commands to those of `app`."""
-    app.cli.add_command(_drain)
+    app.extensions[SETTINGS] = settings
+    for group in (_drain, database):
+        app.cli.add_command(group)
     key_commands.register(app)
-
-
-def _manager() -> TaskManager:
-    found: TaskManager = current_app.extensions["task_manager"]
-    return found
 
 
 @click.group("drain")
@@ -47,7 +47,7 @@ def _drain() -> None:
 @with_appcontext
 def _on(reason: str) -> None:
     """Refuse new work and start no queued task, also after a restart, until `drain off`."""
-    drain.begin(_manager().store.state, " ".join(reason.split()), utc_now())
+    drain.begin(opened_manager().store.state, " ".join(reason.split()), utc_now())
     _tell_status()
 
 
@@ -55,7 +55,7 @@ def _on(reason: str) -> None:
 @with_appcontext
 def _off() -> None:
     """Take new work and start what is queued."""
-    manager = _manager()
+    manager = opened_manager()
     drain.end(manager.store.state)
     ring(manager.folders.wake)
     _tell_status()
@@ -73,7 +73,7 @@ def _status() -> None:
 @with_appcontext
 def _wait(timeout: float) -> None:
     """Wait until no task runs. Exit 1 when some still do after the timeout."""
-    manager, deadline = _manager(), time.monotonic() + timeout
+    manager, deadline = opened_manager(), time.monotonic() + timeout
     if drain.current(manager.store.state) is None:
         click.echo("the service does not drain, so tasks may start at any time: see drain on", err=True)
     running = _wait_for_none(manager, deadline)
@@ -101,7 +101,7 @@ def _running(manager: TaskManager) -> int:
 
 
 def _tell_status() -> None:
-    manager = _manager()
+    manager = opened_manager()
     counts, on = manager.store.counts(), drain.current(manager.store.state)
     click.echo(f"{on or 'not draining'}; {_tasks(counts[Status.PROCESSING])} running, {counts[Status.QUEUED]} queued")
 

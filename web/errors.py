@@ -14,7 +14,7 @@ from http import HTTPStatus
 
 from flask import Flask, Response, request
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from werkzeug.exceptions import HTTPException
 
 from task_manager import ResultNotReady, TaskGone, TaskUnknown
@@ -22,6 +22,7 @@ from tasks.admission import NoHardware, UnknownEngine
 from tasks.disk import is_full
 from tasks.model import LostRace
 from tasks.store import KeyReused, QueueFull
+from tasks.trouble import Trouble, trouble_of
 from utils.file_handler import StorageFull, TooLarge
 from utils.media import MediaUnavailable
 from web.requests import request_id
@@ -34,6 +35,7 @@ MAX_ERRORS = 20
 QUEUE_RETRY_SECONDS = 30
 BUSY_RETRY_SECONDS = 5
 DRAIN_RETRY_SECONDS = 60
+DATABASE_RETRY_SECONDS = 60
 
 
 class Code(StrEnum):
@@ -55,6 +57,7 @@ class Code(StrEnum):
     BUSY = "busy"
     NO_HARDWARE = "no_hardware"
     DRAINING = "draining"
+    DATABASE_UNAVAILABLE = "database_unavailable"
     STORAGE_FULL = "storage_full"
 
 
@@ -75,6 +78,7 @@ HTTP: Mapping[Code, HTTPStatus] = {
     Code.BUSY: HTTPStatus.SERVICE_UNAVAILABLE,
     Code.NO_HARDWARE: HTTPStatus.SERVICE_UNAVAILABLE,
     Code.DRAINING: HTTPStatus.SERVICE_UNAVAILABLE,
+    Code.DATABASE_UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     Code.STORAGE_FULL: HTTPStatus.INSUFFICIENT_STORAGE,
 }
 
@@ -127,13 +131,20 @@ def too_large(field: str, message: str) -> ApiError:
     return ApiError(Code.TOO_LARGE, f"{field}: {message}", errors=(FieldError(field=field, message=message),))
 
 
-def _database(error: OperationalError) -> ApiError:
-    reason = str(error.orig)
-    if is_full(error):
-        return _storage_full()
-    if "locked" in reason or "busy" in reason:
-        return ApiError(Code.BUSY, "the database is busy; try again", retry_after=BUSY_RETRY_SECONDS)
-    raise error
+def _database(error: DBAPIError) -> ApiError:
+    """Say what keeps the database from its work; a statement that is at fault is a bug."""
+    match trouble_of(error):
+        case None:
+            raise error
+        case Trouble.FULL:
+            return _storage_full()
+        case Trouble.BUSY:
+            return ApiError(Code.BUSY, "the database is busy; try again", retry_after=BUSY_RETRY_SECONDS)
+    log.error("the database cannot be used", exc_info=error)
+    return ApiError(
+        Code.DATABASE_UNAVAILABLE, "the database cannot be used at present; the health tells why",
+        retry_after=DATABASE_RETRY_SECONDS,
+    )  # fmt: skip
 
 
 def _system(error: OSError) -> ApiError:
@@ -187,7 +198,7 @@ def register(app: Flask) -> None:
     """Answer every exception of `app` with problem details."""
     app.register_error_handler(ApiError, respond)
     app.register_error_handler(HTTPException, _http)
-    app.register_error_handler(OperationalError, lambda error: respond(_database(error)))
+    app.register_error_handler(DBAPIError, lambda error: respond(_database(error)))
     app.register_error_handler(OSError, lambda error: respond(_system(error)))
     for kind, translate in _TRANSLATIONS.items():
         app.register_error_handler(kind, _translated(translate))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 
 import click
-from flask import Flask, current_app
+from flask import Flask
 from flask.cli import with_appcontext
 
 from tasks.keys import SCOPES, ApiKeys, NoSuchKey
+from web.command_app import opened_manager
 
 
 def register(app: Flask) -> None:
@@ -17,8 +18,7 @@ def register(app: Flask) -> None:
 
 
 def _known() -> ApiKeys:
-    found: ApiKeys = current_app.extensions["task_manager"].store.keys
-    return found
+    return opened_manager().store.keys
 
 
 @click.group("keys")

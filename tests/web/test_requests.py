@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import threading
 from http import HTTPStatus
 
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from app import ROUTES, create_app
 from config_loader import ConfigError, load_settings
@@ -101,16 +102,27 @@ def test_a_bug_is_a_500_that_shows_nothing_and_logs_everything(
     assert "canary" in caplog.text
 
 
+def database_error(code: int, kind: type[DatabaseError] = OperationalError) -> DatabaseError:
+    """Return what SQLAlchemy raises when SQLite answers with this result code."""
+    cause = sqlite3.OperationalError("what SQLite says")
+    cause.sqlite_errorcode = code
+    return kind("", {}, cause)
+
+
 @pytest.mark.parametrize(
     ("raised", "status", "code", "again"),
     [
         (StorageFull(), 507, "storage_full", False),
         (NoHardware("needs 4 GPUs with 80 GiB"), 503, "no_hardware", False),
-        (OperationalError("", {}, Exception("database or disk is full")), 507, "storage_full", False),
-        (OperationalError("", {}, Exception("database is locked")), 503, "busy", True),
-        (OperationalError("", {}, Exception("no such table")), 500, "internal", False),
+        (database_error(sqlite3.SQLITE_FULL), 507, "storage_full", False),
+        (database_error(sqlite3.SQLITE_BUSY), 503, "busy", True),
+        (database_error(sqlite3.SQLITE_IOERR_SHMSIZE), 507, "storage_full", False),
+        (database_error(sqlite3.SQLITE_CORRUPT, DatabaseError), 503, "database_unavailable", True),
+        (database_error(sqlite3.SQLITE_IOERR_READ), 503, "database_unavailable", True),
+        (database_error(sqlite3.SQLITE_READONLY), 503, "database_unavailable", True),
+        (database_error(sqlite3.SQLITE_ERROR), 500, "internal", False),
     ],
-    ids=["disk", "hardware", "database full", "database locked", "database broken"],
+    ids=["disk", "hardware", "full", "locked", "no room for its index", "damaged", "unreadable", "read-only", "a bug"],
 )
 def test_what_fails_below_is_told_by_its_status_and_leaves_nothing(
     service: Service, monkeypatch: pytest.MonkeyPatch, raised: Exception, status: int, code: str, again: bool

@@ -1,0 +1,249 @@
+"""The operator's commands, and what a service says that does not start."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from flask.testing import FlaskCliRunner
+
+from app import CANNOT_START, create_app
+from config_loader import load_settings
+from tasks.backup import BackupRefused, back_up, findings
+from tasks.model import Event, Status
+from tasks.store import IdempotencyKey, Store
+from tests.conftest import ROOT
+from tests.tasks.test_store import submit
+from tests.tasks.test_upgrade import cut, filled, spoil
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def path(data: Path) -> Path:
+    data.mkdir()
+    filled(data / "avatar.db", 60)
+    return data / "avatar.db"
+
+
+@pytest.fixture
+def runner(path: Path, data: Path) -> FlaskCliRunner:
+    app = create_app(load_settings({"data_dir": str(data)}))
+    app.extensions["task_manager"].store.close()
+    return app.test_cli_runner()
+
+
+def command(data: Path, *words: str) -> tuple[int, str]:
+    """Run `flask --app app <words>`; return its exit status and all it said."""
+    return run(data, [sys.executable, "-m", "flask", "--app", "app", *words])
+
+
+def run(data: Path, argv: list[str]) -> tuple[int, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AVATAR_")}
+    environment = {**kept, "AVATAR_DATA_DIR": str(data), "AVATAR_PORT": "0"}
+    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout + done.stderr
+
+
+def read_rows(path: Path, table: str = "tasks") -> int:
+    with closing(sqlite3.connect(path)) as db:
+        return int(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+
+# --- a service that must not start ------------------------------------------------------------------------------------
+
+
+def test_a_service_on_a_damaged_database_ends_with_a_sentence_and_no_more(path: Path, data: Path) -> None:
+    spoil(path)
+    status, told = run(data, [sys.executable, "-m", "gunicorn", "-c", "configs/gunicorn.conf.py", "app:create_app()"])
+    assert status == CANNOT_START
+    assert told.count(f"the service cannot start: the database {path} is damaged") == 1, "tried once"
+    assert "flask --app app db restore FILE" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("refused", ["folder", "database", "setting"])
+def test_a_service_that_cannot_begin_ends_with_a_sentence(
+    tmp_path: Path, refused: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plain").touch()
+    monkeypatch.setenv("AVATAR_DATA_DIR", str(tmp_path / "plain" / "data" if refused == "folder" else tmp_path))
+    if refused == "database":
+        monkeypatch.setenv("AVATAR_DATABASE_URL", f"sqlite:///{tmp_path}/nowhere/avatar.db")
+    if refused == "setting":
+        monkeypatch.setenv("AVATAR_DATA", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        create_app()
+    told = capsys.readouterr().err
+    assert ended.value.code == CANNOT_START
+    assert told.startswith("the service cannot start: ")
+    assert told.count("\n") == 1
+    assert "AVATAR_DATA" in told
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def test_the_commands_are_found_and_open_nothing(tmp_path: Path) -> None:
+    status, told = command(tmp_path / "data", "db", "--help")
+    assert (status, [word in told for word in ("backup", "check", "restore")]) == (0, [True] * 3)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_damaged_database_is_found_by_check_and_replaced_by_its_backup(
+    runner: FlaskCliRunner, path: Path, data: Path
+) -> None:
+    backup = data.parent / "kept.db"
+    assert runner.invoke(args=["db", "backup", str(backup)]).exit_code == 0
+    assert runner.invoke(args=["db", "check"]).output == f"{path}: no fault found\n"
+    (data / "results" / "gen_20261122_0000000000000001").mkdir(parents=True)
+    spoil(path)
+    harmed = path.read_bytes()
+    checked = runner.invoke(args=["db", "check"])
+    assert (checked.exit_code, "is damaged" in checked.output) == (1, True)
+    refused = runner.invoke(args=["db", "restore", str(backup)])
+    assert (refused.exit_code, "--force" in refused.output, path.read_bytes()) == (1, True, harmed)
+    status, told = command(data, "db", "restore", str(backup), "--force")
+    assert status == 0, told
+    aside = next(data.glob("avatar.db.before-restore-*"))
+    assert (aside.read_bytes(), str(aside) in told) == (harmed, True)
+    store = Store(f"sqlite:///{path}", data)
+    assert store.counts()[Status.QUEUED] == 60
+    store.close()
+
+
+def test_a_backup_is_not_written_over_anything_unasked(runner: FlaskCliRunner, path: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.db"
+    kept.write_text("precious")
+    refused = runner.invoke(args=["db", "backup", str(kept)])
+    assert (refused.exit_code, kept.read_text()) == (1, "precious")
+    assert "--force" in refused.output
+    assert runner.invoke(args=["db", "backup", str(kept), "--force"]).exit_code == 0
+    assert (read_rows(kept), findings(kept), kept.stat().st_mode & 0o777) == (60, [], 0o600)
+    for own in ("", "-wal", "-shm"):
+        refused = runner.invoke(args=["db", "backup", f"{path}{own}", "--force"])
+        assert (refused.exit_code, "itself" in refused.output) == (1, True)
+    assert read_rows(path) == 60
+
+
+def test_a_backup_that_fails_leaves_what_was_there(runner: FlaskCliRunner, path: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept" / "avatar.db"
+    kept.parent.mkdir()
+    assert runner.invoke(args=["db", "backup", str(kept)]).exit_code == 0
+    before = kept.read_bytes()
+    spoil(path)
+    failed = runner.invoke(args=["db", "backup", str(kept), "--force"])
+    assert (failed.exit_code, "is damaged" in failed.output) == (1, True)
+    assert (kept.read_bytes(), list(kept.parent.iterdir())) == (before, [kept])
+    failed = runner.invoke(args=["db", "backup", str(tmp_path / "nowhere" / "kept.db")])
+    assert (failed.exit_code, "Traceback" in failed.output) == (1, False)
+
+
+def test_only_a_sound_backup_of_a_known_release_is_restored(runner: FlaskCliRunner, path: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.db"
+    back_up(path, kept)
+    before = path.read_bytes()
+    for harm, words in (
+        (cut, "damaged"),
+        (newer, "newer release"),
+        (strange, "damaged"),
+        (foreign, "no backup"),
+        (Path.unlink, "no file"),
+    ):
+        harm(kept)
+        refused = runner.invoke(args=["db", "restore", str(kept), "--force"])
+        assert (refused.exit_code, path.read_bytes()) == (1, before)
+        assert words in refused.output
+        kept.unlink(missing_ok=True)
+        back_up(path, kept)
+
+
+def newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE alembic_version SET version_num = '9000'")
+        db.commit()
+
+
+def foreign(path: Path) -> None:
+    path.unlink()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE other (id)")
+
+
+def strange(path: Path) -> None:
+    path.write_bytes(b"not a database at all")
+
+
+def test_a_database_in_use_is_not_replaced(runner: FlaskCliRunner, path: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.db"
+    back_up(path, kept)
+    hold = (
+        f"import sqlite3; db = sqlite3.connect({str(path)!r}); db.execute('SELECT * FROM tasks'); print(flush=True); "
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold + "input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as user:
+        assert user.stdout is not None
+        assert user.stdout.readline() == b"\n"
+        refused = runner.invoke(args=["db", "restore", str(kept), "--force"])
+        user.communicate(b"\n", 30)
+    assert (refused.exit_code, f"in use by process {user.pid}" in refused.output) == (1, True)
+    assert runner.invoke(args=["db", "restore", str(kept), "--force"]).exit_code == 0
+
+
+def test_a_backup_while_tasks_are_written_holds_one_moment(path: Path, data: Path, tmp_path: Path) -> None:
+    """Each transaction adds a task and its key: a backup of one moment has as many of the one as of the other."""
+    store, stop, faults = Store(f"sqlite:///{path}", data), threading.Event(), []
+
+    def write() -> None:
+        number = 100
+        try:
+            while not stop.is_set():
+                submit(store, number, IdempotencyKey(f"{number}", "a" * 64))
+                store.happen(store.get(f"gen_20261122_{number:016x}"), Event.CANCEL)
+                number += 1
+        except BaseException as fault:
+            faults.append(fault)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        counts = []
+        for number in range(5):
+            back_up(path, tmp_path / f"{number}.db")
+            assert findings(tmp_path / f"{number}.db") == []
+            counts.append(read_rows(tmp_path / f"{number}.db"))
+            assert read_rows(tmp_path / f"{number}.db", "idempotency_keys") == counts[-1] - 60
+    finally:
+        stop.set()
+        writer.join(30)
+    assert faults == []
+    assert counts == sorted(counts)
+    assert read_rows(path) > counts[0] >= 60
+    store.close()
+
+
+def test_backups_are_refused_where_the_database_is_a_server(tmp_path: Path) -> None:
+    app = create_app(load_settings({"data_dir": str(tmp_path)}))
+    app.extensions["task_manager"].store.close()
+    app.extensions["settings"] = load_settings({"database_url": "postgresql://nobody@127.0.0.1:1/none"})
+    refused = app.test_cli_runner().invoke(args=["db", "backup", str(tmp_path / "kept.db")])
+    assert (refused.exit_code, "pg_dump" in refused.output) == (1, True)
+
+
+def test_a_backup_onto_a_full_disk_is_a_refusal(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=4096))
+    with pytest.raises(BackupRefused, match="4 KiB are free"):
+        back_up(path, tmp_path / "kept.db")
+    assert not (tmp_path / "kept.db").exists()
