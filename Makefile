@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 SHELLS := $(wildcard scripts/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor setup setup-dev serve test lint bench constraints
+.PHONY: help demo doctor setup setup-dev serve test lint bench record-release constraints
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ lint: setup-dev ## ruff, mypy, shellcheck
 
 bench: setup-dev ## speed of the preview engine, and of encoding the same frames alone
 	$(PY) -m engines.preview.bench
+
+record-release: setup-dev ## write down what a runner of this release says to its database, for the next one's tests
+	@$(PY) -m tests.tasks.record_release
 
 constraints: setup-dev ## pin anew what requirements-dev.txt brings along
 	@{ sed '/^[^#]/d' constraints.txt; $(PY) -m pip freeze --exclude-editable; } > constraints.new && mv constraints.new constraints.txt
