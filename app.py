@@ -15,7 +15,7 @@ from config_loader import ConfigError, Settings, load_engines, load_settings
 from task_manager import TaskManager
 from tasks import drain
 from tasks.trouble import DataRefused
-from web import answers, callers, command_app, commands, docs, errors, generate, requests, results, tasks
+from web import answers, callers, command_app, commands, docs, errors, generate, headers, requests, results, tasks
 from web.auth import Authenticator
 from web.callers import Need
 from web.inputs import Inputs
@@ -70,7 +70,7 @@ def get_tasks() -> Response:
 
 
 def get_result(task_id: str, name: str) -> Response:
-    return results.send(parts().manager, parts().links, task_id, name)
+    return results.send(parts().manager, parts().links, parts().settings.http.accel_prefix, task_id, name)
 
 
 def get_health() -> Response:
@@ -142,6 +142,7 @@ def _serve(settings: Settings, manager: TaskManager | None) -> Flask:
     manager = manager or TaskManager(settings, load_engines(settings))
     app = _with_commands(settings)
     app.url_map.merge_slashes = False
+    app.config.update(TRUSTED_HOSTS=list(settings.http.trusted_hosts) or None, BODY_SECONDS=settings.http.body_seconds)
     waiting = Waiting(manager.store.changes, settings.http.max_waiters)
     app.extensions |= {"task_manager": manager, "waiting": waiting}
     inputs, links = Inputs(settings.inputs, manager), _links(settings, manager)
@@ -150,6 +151,7 @@ def _serve(settings: Settings, manager: TaskManager | None) -> Flask:
         part.register(app)
     needs: dict[str, Need] = {handler.__name__: need for _, _, need, handler in ROUTES}
     callers.register(app, settings, Authenticator(settings.auth, manager.store.keys), needs)
+    headers.register(app, settings)
     for method, rule, _, handler in ROUTES:
         app.add_url_rule(rule, view_func=handler, methods=[method], provide_automatic_options=False)
     if settings.http.trusted_proxies:

@@ -11,16 +11,15 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tasks.policy import Policy
 from tasks.profile import Engine, EngineTable
+from utils.setting_types import Folders, Hosts, HttpsUrl, LongSecret, Names, Networks, Origins
 from utils.yaml_lines import Document, YamlError
 
 ROOT = Path(__file__).resolve().parent
@@ -36,39 +35,6 @@ _MOST_ERRORS = 5
 
 class ConfigError(ValueError):
     """The settings or the engine table cannot be used; the text says which key and why."""
-
-
-def _split(value: object) -> object:
-    """Lists come comma-separated from the environment and as lists from YAML."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _passthrough_name(name: str) -> str:
-    if not name or "*" in name[:-1] or "=" in name:
-        raise ValueError("a variable's name, or the beginning of one followed by a single `*`")
-    return name
-
-
-def _long_secret(secret: SecretStr) -> SecretStr:
-    """RFC 7518, 3.2: a key of HS256 has at least as many bits as the hash."""
-    if 0 < len(secret.get_secret_value().encode()) < 32:
-        raise ValueError("must have 32 bytes or more")
-    return secret
-
-
-def _safe_url(url: str) -> str:
-    """Whoever can change the keys on their way can make any token."""
-    parts = urlsplit(url)
-    local = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost")
-    if url and not (parts.scheme == "https" and parts.hostname) and not local:
-        raise ValueError("must be an https URL")
-    return url
-
-
-PassthroughName = Annotated[str, AfterValidator(_passthrough_name)]
-Names = Annotated[tuple[PassthroughName, ...], BeforeValidator(_split)]
-Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
-Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)]
 
 
 class _Section(BaseModel):
@@ -110,13 +76,20 @@ class InputSettings(_Section):
 class HttpSettings(_Section):
     max_waiters: int = Field(64, ge=0)
     trusted_proxies: Networks = ()
+    trusted_hosts: Hosts = ()
+    body_seconds: float = Field(120.0, gt=0)
+    accel_prefix: str = Field("", pattern=r"^(/[A-Za-z0-9_-]+/)?$")
+
+
+class CorsSettings(_Section):
+    origins: Origins = ()
 
 
 class AuthSettings(_Section):
     enabled: bool = False
     allow_anonymous: bool = False
-    jwt_secret: Annotated[SecretStr, AfterValidator(_long_secret)] = SecretStr("")
-    jwks_url: Annotated[str, AfterValidator(_safe_url)] = ""
+    jwt_secret: LongSecret = SecretStr("")
+    jwks_url: HttpsUrl = ""
     issuer: str = ""
     audience: str = ""
     tenant_claim: str = Field("tenant", min_length=1)
@@ -181,6 +154,7 @@ class Settings(BaseSettings):
     engines: EngineSettings = EngineSettings()
     inputs: InputSettings = InputSettings()
     http: HttpSettings = HttpSettings()
+    cors: CorsSettings = CorsSettings()
     auth: AuthSettings = AuthSettings()
     runner: RunnerSettings = RunnerSettings()
     disk: DiskSettings = DiskSettings()

@@ -22,7 +22,7 @@ _settings = load_settings()
 _host = f"[{_settings.host}]" if ":" in _settings.host else _settings.host
 bind = f"{_host}:{_settings.port}"
 workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
-worker_class = "gthread"
+worker_class = "web.worker.Worker"
 threads = _settings.http.max_waiters + 32
 timeout = 60
 graceful_timeout = 5
@@ -31,7 +31,8 @@ preload_app = False
 control_socket_disable = True
 limit_request_line = 8190
 limit_request_fields = 64
-loglevel = _settings.log_level.lower()
+# Lines below this would quote what clients send; the application's own level is not meant here.
+loglevel = "info" if _settings.log_level == "DEBUG" else _settings.log_level.lower()
 
 
 def post_worker_init(worker):

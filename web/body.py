@@ -7,12 +7,15 @@ closes the connection.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import SHUT_RD
 from typing import Protocol
 
-from flask import request
+from flask import current_app, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.sansio.multipart import Data, Epilogue, Event, Field, File, MultipartDecoder, NeedData
 
@@ -63,7 +66,8 @@ def content_type() -> str:
 def read_json() -> bytes:
     """Return the body. Raises ApiError past JSON_BYTES, with or without a Content-Length."""
     request.max_content_length = JSON_BYTES
-    return b"".join(iter(lambda: _read(request.stream), b""))
+    with _in_time() as stream:
+        return b"".join(iter(lambda: _read(stream), b""))
 
 
 def read_form(folder: Path, known: frozenset[str], files: Mapping[str, int]) -> Form:
@@ -75,13 +79,56 @@ def read_form(folder: Path, known: frozenset[str], files: Mapping[str, int]) -> 
         raise invalid(BODY, "the form's Content-Type has no usable boundary")
     request.max_content_length = sum(files.values()) + FORM_OVERHEAD
     form = Form()
-    events = _events(request.stream, boundary.encode())
-    for event in events:
-        if isinstance(event, File):
-            _add_file(form, event, _Part(events), folder, files)
-        elif isinstance(event, Field):
-            _add_field(form, event, _Part(events), known, files)
+    with _in_time() as stream:
+        events = _events(stream, boundary.encode())
+        for event in events:
+            if isinstance(event, File):
+                _add_file(form, event, _Part(events), folder, files)
+            elif isinstance(event, Field):
+                _add_field(form, event, _Part(events), known, files)
     return form
+
+
+@contextmanager
+def _in_time() -> Iterator[Readable]:
+    """Give the body, which must be there within BODY_SECONDS of the application's config in all. Raises Invalid.
+
+    Servers hand a read over only when it is complete, so a body that drips is not seen here at all. A watchdog ends it
+    at the socket: the server then takes it for one that broke off, and can still answer.
+    """
+    seconds, late = current_app.config["BODY_SECONDS"], threading.Event()
+    environ = request.environ
+    sock = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+
+    def end() -> None:
+        late.set()
+        if sock is not None:
+            with suppress(OSError):  # the client is gone already
+                sock.shutdown(SHUT_RD)
+
+    watchdog = threading.Timer(seconds, end)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield _InTime(request.stream, late)
+    except Exception:
+        if late.is_set():
+            raise invalid(BODY, f"took longer than {seconds:g} s to arrive") from None
+        raise
+    finally:
+        watchdog.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class _InTime:
+    stream: Readable
+    late: threading.Event
+
+    def read(self, size: int, /) -> bytes:
+        piece = self.stream.read(size)
+        if self.late.is_set():  # on Linux, a socket that was shut down still yields what comes later
+            raise invalid(BODY, "came too late")
+        return piece
 
 
 def _read(stream: Readable) -> bytes:

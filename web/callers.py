@@ -71,7 +71,8 @@ def refuse_unsafe_settings(settings: Settings) -> None:
 def register(app: Flask, settings: Settings, authenticator: Authenticator, needs: Mapping[str, Need]) -> None:
     """Find out who calls before every request; `needs` is by endpoint."""
     if not (settings.auth.enabled or settings.auth.allow_anonymous):
-        app.before_request(_refuse_strangers)
+        origins = frozenset(settings.cors.origins)
+        app.before_request(lambda: _refuse_strangers(origins))
     app.before_request(_admitter(authenticator, needs))
 
 
@@ -103,7 +104,7 @@ def _sent_any() -> bool:
         return True
 
 
-def _refuse_strangers() -> None:
+def _refuse_strangers(origins: frozenset[str]) -> None:
     if any(name == "Forwarded" or name.startswith("X-Forwarded-") for name, _ in request.headers):
         raise ApiError(Code.FORBIDDEN, "requests through a proxy are refused while authentication is off")
     host = _HOST.fullmatch(request.environ.get("HTTP_HOST", ""))
@@ -112,7 +113,8 @@ def _refuse_strangers() -> None:
     peer = request.environ.get("REMOTE_ADDR", "")
     if peer and not is_loopback(peer):
         raise ApiError(Code.FORBIDDEN, "other machines are refused while authentication is off")
-    if request.method not in _SAFE_METHODS and not _is_own_page(request.headers.get("Origin")):
+    origin = request.headers.get("Origin")
+    if request.method not in _SAFE_METHODS and origin not in origins and not _is_own_page(origin):
         raise ApiError(Code.FORBIDDEN, "pages of other origins are refused while authentication is off")
 
 

@@ -41,7 +41,6 @@ def page() -> Response:
     """Answer with the page."""
     response = send_file(_OWN / "index.html", "text/html")
     response.headers["Content-Security-Policy"] = _POLICY
-    response.headers["X-Content-Type-Options"] = "nosniff"
     return response
 
 
@@ -50,6 +49,4 @@ def asset(name: str) -> Response:
     if name not in _FILES:
         raise NotFound
     folder, kind = _FILES[name]
-    response = send_file(folder / name, kind, max_age=3600)
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    return response
+    return send_file(folder / name, kind, max_age=3600)

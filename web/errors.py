@@ -29,6 +29,7 @@ from web.requests import request_id
 
 log = logging.getLogger("web")
 
+PROBLEM = "application/problem+json"
 MAX_ERRORS = 20
 """Field errors in one answer; a body of 100,000 unknown fields is not sent back."""
 
@@ -208,18 +209,22 @@ def register(app: Flask) -> None:
 def respond(error: ApiError) -> Response:
     """Shape an error as the response."""
     status = HTTP[error.code]
-    problem = Problem(
-        type="about:blank", title=status.phrase, status=status, detail=error.detail, error=error.detail,
-        error_code=error.code, request_id=request_id(), errors=list(error.errors) or None,
-    )  # fmt: skip
-    body = problem.model_dump_json(exclude_none=True)
-    response = Response(body, status, content_type="application/problem+json")
+    body = problem(status, error.code, error.detail, request_id(), error.errors)
+    response = Response(body, status, content_type=PROBLEM)
     response.headers["Cache-Control"] = "no-store"
     if error.code is Code.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
     return response
+
+
+def problem(status: HTTPStatus, code: Code, detail: str, request_id: str, errors: tuple[FieldError, ...] = ()) -> str:
+    """Return problem details as JSON."""
+    return Problem(
+        type="about:blank", title=status.phrase, status=status, detail=detail, error=detail, error_code=code,
+        request_id=request_id, errors=list(errors) or None,
+    ).model_dump_json(exclude_none=True)  # fmt: skip
 
 
 def _translated(translate: _Translation) -> Callable[[Exception], Response]:

@@ -1,10 +1,12 @@
-"""Published files: whole, in ranges, or as an attachment."""
+"""Published files: whole, in ranges, or as an attachment. Behind nginx, who may have a file is decided here, and nginx
+sends it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 from flask import Response, request, send_file
 
@@ -12,6 +14,7 @@ from api_schema import ResultQuery
 from task_manager import TaskManager
 from web.callers import seen_tenant
 from web.errors import ApiError, Code
+from web.headers import SANDBOXED
 from web.links import Links
 from web.parse import parse_query
 from web.tasks import known_id
@@ -26,8 +29,11 @@ TYPES: Mapping[str, str] = {
 _ONE_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-[0-9]{1,18})")
 
 
-def send(manager: TaskManager, links: Links, task_id: str, name: str) -> Response:
-    """Answer with one published file of a task, to its tenant or to whoever has a link that is good."""
+def send(manager: TaskManager, links: Links, accel_prefix: str, task_id: str, name: str) -> Response:
+    """Answer with one published file of a task, to its tenant or to whoever has a link that is good.
+
+    With an `accel_prefix` the answer is empty, and tells nginx where below that address it finds the file.
+    """
     query = parse_query(ResultQuery)
     as_attachment = query.download == "1"
     if query.signature is not None and not links.allows(task_id, name, query.expires or 0, query.signature):
@@ -37,12 +43,21 @@ def send(manager: TaskManager, links: Links, task_id: str, name: str) -> Respons
     try:
         path = manager.result_file(view.task, name)
         response = _file(path, f"{task_id}{path.suffix}", as_attachment)
+        if accel_prefix:
+            response = _handed_over(response, accel_prefix + quote(str(path.relative_to(manager.folders.results))))
     except FileNotFoundError:
         manager.view(task_id, tenant)  # it may have gone since: 410, not 404
         raise ApiError(Code.NOT_FOUND, "the task has no such file") from None
-    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Content-Security-Policy"] = SANDBOXED
     response.headers["Cache-Control"] = "private, no-cache"
     return response
+
+
+def _handed_over(response: Response, address: str) -> Response:
+    """Return an answer that nginx completes: it has the tag, the length and the ranges of its own."""
+    response.close()
+    kept = {name: response.headers[name] for name in ("Content-Type", "Content-Disposition")}
+    return Response(headers={**kept, "X-Accel-Redirect": address})
 
 
 def _file(path: Path, download_name: str, as_attachment: bool) -> Response:

@@ -115,7 +115,7 @@ def log(manager: TaskManager, task_id: str) -> Response:
     view = manager.view(known_id(task_id), seen_tenant())
     path = manager.log_file(view.task)
     text, end = read_log(path, offset) if path else (b"", 0)
-    headers = {"X-Log-Offset": str(end), "X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-cache"}
+    headers = {"X-Log-Offset": str(end), "Cache-Control": "private, no-cache"}
     return Response(text, headers=headers, content_type="text/plain; charset=utf-8")
 
 

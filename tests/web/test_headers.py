@@ -1,0 +1,212 @@
+"""What browsers are told: headers of every answer, which origins may read, which hosts are served; bodies that drip."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from config_loader import ConfigError
+from tests.web.conftest import Serve, Service, form
+from tests.web.servers import gunicorn
+from web.headers import ALLOWED_HEADERS, EXPOSED_HEADERS
+
+TASKS = "/api/v1/tasks"
+OURS, OTHER = "https://app.example.com", "https://evil.example"
+
+
+def policy(answer: Any) -> dict[str, str]:
+    rules = [rule.strip().partition(" ") for rule in answer.headers["Content-Security-Policy"].split(";")]
+    return {name: value for name, _, value in rules}
+
+
+def test_every_answer_tells_browsers_to_keep_their_hands_off(service: Service) -> None:
+    task = service.complete(service.start(service.submit()))
+    paths = [
+        TASKS, "/nowhere", "/docs", "/docs/start.js", "/api/v1/health", "/api/v1/openapi.json", f"{TASKS}?limit=x",
+        f"/results/{task.id}/video.mp4", f"/api/v1/task/{task.id}/log",
+    ]  # fmt: skip
+    for path in paths:
+        answer = service.client.get(path)
+        assert answer.headers["X-Content-Type-Options"] == "nosniff", path
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        assert answer.headers["X-Frame-Options"] == "DENY"
+        assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert policy(answer)["default-src"] == "'none'"
+        assert not {"Strict-Transport-Security", "Access-Control-Allow-Origin"} & set(answer.headers.keys())
+
+
+def test_a_page_runs_only_its_own_scripts_and_a_result_none(service: Service) -> None:
+    page = policy(service.client.get("/docs"))
+    assert (page["script-src"], page["frame-ancestors"], page["form-action"]) == ("'self'", "'none'", "'none'")
+    task = service.complete(service.start(service.submit()))
+    for name in ("video.mp4", "poster.jpg"):
+        result = policy(service.client.get(f"/results/{task.id}/{name}"))
+        assert result["sandbox"] == ""
+        assert "script-src" not in result
+    assert service.client.get(f"/api/v1/task/{task.id}/log").mimetype in ("text/plain", "application/problem+json")
+
+
+def test_https_is_insisted_on_behind_https_only(serve: Serve) -> None:
+    service = serve(http={"trusted_proxies": ["127.0.0.1"]}, auth={"enabled": True})
+    secure = service.client.get("/docs", headers={"X-Forwarded-Proto": "https"})
+    assert secure.headers["Strict-Transport-Security"] == "max-age=31536000"
+    assert "Strict-Transport-Security" not in service.client.get("/docs").headers
+
+
+# --- other origins ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared(serve: Serve) -> Service:
+    return serve(cors={"origins": [OURS, "http://localhost:3000"]})
+
+
+def preflight(client: FlaskClient, path: str, origin: str, method: str = "GET") -> Any:
+    asked = {"Origin": origin, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": "x-api-key"}
+    return client.options(path, headers=asked)
+
+
+def test_a_page_of_a_configured_origin_may_ask_send_and_read(shared: Service) -> None:
+    asked = preflight(shared.client, "/api/v1/task/gen_20261122_0000000000000001", OURS, "DELETE")
+    assert (asked.status_code, asked.data) == (204, b"")
+    assert asked.headers["Access-Control-Allow-Origin"] == OURS
+    assert set(asked.headers["Access-Control-Allow-Methods"].split(", ")) == {"DELETE", "GET", "HEAD"}
+    assert asked.headers["Access-Control-Allow-Headers"] == ALLOWED_HEADERS
+    for answer in (
+        shared.client.post("/api/v1/generate", data=form(), headers={"Origin": OURS}),
+        shared.client.get("/nowhere", headers={"Origin": OURS}),
+    ):
+        assert answer.status_code in (201, 404)
+        assert answer.headers["Access-Control-Allow-Origin"] == OURS
+        assert answer.headers["Access-Control-Expose-Headers"] == EXPOSED_HEADERS
+        assert "Origin" in answer.headers["Vary"]
+        assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "origin", [OTHER, "null", OURS + ".evil.example", "http://app.example.com", OURS + ":8443", OURS.upper(), "*", ""]
+)
+def test_a_page_of_any_other_origin_may_not(shared: Service, origin: str) -> None:
+    asked = preflight(shared.client, TASKS, origin)
+    read = shared.client.get(TASKS, headers={"Origin": origin})
+    sent = shared.client.post("/api/v1/generate", data=form(), headers={"Origin": origin})
+    assert (asked.status_code, read.status_code, sent.status_code) == (405, 200, 403)
+    for answer in (asked, read, sent):
+        assert "Access-Control-Allow-Origin" not in answer.headers
+        assert "Origin" in answer.headers["Vary"]
+
+
+def test_without_configured_origins_nobody_may(spotless: Service) -> None:
+    asked = preflight(spotless.client, TASKS, OURS)
+    assert asked.status_code == 405
+    assert not [name for name in asked.headers.keys() if name.startswith("Access-Control")]  # noqa: SIM118
+
+
+def test_a_configured_origin_may_show_a_result_in_a_video_tag_and_nothing_else(shared: Service) -> None:
+    task = shared.complete(shared.start(shared.submit()))
+    for path, answer in ((f"/results/{task.id}/video.mp4", "cross-origin"), (TASKS, "same-origin")):
+        assert shared.client.get(path).headers["Cross-Origin-Resource-Policy"] == answer
+
+
+def test_a_preflight_needs_no_credentials_and_opens_nothing(serve: Serve) -> None:
+    service = serve(cors={"origins": [OURS]}, auth={"enabled": True})
+    assert preflight(service.client, TASKS, OURS).status_code == 204
+    assert preflight(service.client, "/nowhere", OURS).status_code == 404
+    refused = service.client.get(TASKS, headers={"Origin": OURS})
+    assert (refused.status_code, refused.headers["Access-Control-Allow-Origin"]) == (401, OURS)
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "null", "https://*.example.com", OURS + "/", "app.example.com", "https://App.example.com",
+               "https://app.example.com:443", "ftp://app.example.com", "https://u@app.example.com", "https://a..b"]
+)  # fmt: skip
+def test_an_origin_that_is_not_exact_is_refused(serve: Serve, origin: str) -> None:
+    with pytest.raises(ConfigError, match=r"cors\.origins"):
+        serve(cors={"origins": [origin]})
+
+
+# --- hosts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("avatar.example", 200), ("avatar.example:8443", 200), ("a.pages.example", 200), ("evil.example", 400),
+     ("avatar.example.evil", 400), ("avatar.example@evil", 400), ("", 400)],
+)  # fmt: skip
+def test_only_configured_hosts_are_served_where_there_are_any(serve: Serve, host: str, status: int) -> None:
+    service = serve(auth={"allow_anonymous": True}, http={"trusted_hosts": ["avatar.example", ".pages.example"]})
+    answer = service.client.get(TASKS, environ_overrides={"HTTP_HOST": host})
+    assert answer.status_code == status
+    if status == 400:
+        assert (answer.mimetype, answer.json["error_code"]) == ("application/problem+json", "invalid_input")
+
+
+# --- results handed to nginx ------------------------------------------------------------------------------------------
+
+
+def test_with_a_prefix_nginx_is_told_where_a_result_lies_once_its_reader_is_known(serve: Serve) -> None:
+    service = serve(http={"accel_prefix": "/_results/"}, auth={"enabled": True})
+    key = service.manager.store.keys.create("acme", frozenset({"read"}), None)[1]
+    task = service.complete(service.start(service.submit(tenant="acme")))
+    client, path = FlaskClient(service.app), f"/results/{task.id}/video.mp4?download=1"
+    answer = client.get(path, headers={"X-API-Key": key, "Range": "bytes=0-3"})
+    assert (answer.status_code, answer.data) == (200, b"")
+    assert answer.headers["X-Accel-Redirect"] == f"/_results/{task.id}/{task.attempt}/video.mp4"
+    assert answer.headers["Content-Type"] == "video/mp4"
+    assert answer.headers["Content-Disposition"].startswith("attachment")
+    other = service.manager.store.keys.create("other", frozenset({"read"}), None)[1]
+    for headers, status in (({}, 401), ({"X-API-Key": other}, 404)):
+        refused = client.get(path, headers=headers)
+        assert refused.status_code == status
+        assert "X-Accel-Redirect" not in refused.headers
+
+
+@pytest.mark.parametrize("prefix", ["/_results", "_results/", "/", "/a/b/", "/_results/../", "/é/"])
+def test_a_prefix_without_both_slashes_is_refused(serve: Serve, prefix: str) -> None:
+    with pytest.raises(ConfigError, match="accel_prefix"):
+        serve(http={"accel_prefix": prefix})
+
+
+# --- bodies that drip -------------------------------------------------------------------------------------------------
+
+DRIPS = {
+    "a JSON body": ("application/json", b"Content-Length: 9000", b" "),
+    "a form": ("multipart/form-data; boundary=B", b"Content-Length: 9000", b"-"),
+    "chunks": ("application/json", b"Transfer-Encoding: chunked", b"1\r\n \r\n"),
+}
+
+
+def drip(port: int, kind: str, length: bytes, piece: bytes) -> tuple[int, dict[str, Any], float]:
+    """Send a body piece by piece until there is an answer; return status, body, seconds."""
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), 30) as sock:
+        head = f"POST /api/v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n".encode()
+        sock.sendall(head + length + b"\r\n\r\n")
+        sock.settimeout(0.05)
+        for _ in range(600):
+            with suppress(TimeoutError):
+                if sock.recv(1, socket.MSG_PEEK):
+                    break
+            sock.sendall(piece)
+        sock.settimeout(30)
+        answer = http.client.HTTPResponse(sock)
+        answer.begin()
+        return answer.status, json.loads(answer.read()), time.monotonic() - began
+
+
+def test_a_body_that_drips_is_ended_and_makes_no_task(tmp_path: Path, serve: Callable[..., Service]) -> None:
+    with gunicorn(tmp_path, AVATAR_HTTP__BODY_SECONDS="1") as (port, _):
+        for name, (kind, length, piece) in DRIPS.items():
+            status, problem, seconds = drip(port, kind, length, piece)
+            assert (status, "took longer than 1 s" in problem["detail"]) == (400, True), (name, problem)
+            assert 1 <= seconds < 15, name
+    assert serve().files() == []

@@ -1,0 +1,64 @@
+"""Kinds of values that settings have: how they are written in YAML and in the environment, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr
+
+_HOST = re.compile(r"\.?[a-z0-9-]+(\.[a-z0-9-]+)*|\[[0-9a-f:.]+\]")
+_ORIGIN = re.compile(r"https?://([a-z0-9-]+(\.[a-z0-9-]+)*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+
+
+def _split(value: object) -> object:
+    """Lists come comma-separated from the environment and as lists from YAML."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _passthrough_name(name: str) -> str:
+    if not name or "*" in name[:-1] or "=" in name:
+        raise ValueError("a variable's name, or the beginning of one followed by a single `*`")
+    return name
+
+
+def _long_secret(secret: SecretStr) -> SecretStr:
+    """RFC 7518, 3.2: a key of HS256 has at least as many bits as the hash."""
+    if 0 < len(secret.get_secret_value().encode()) < 32:
+        raise ValueError("must have 32 bytes or more")
+    return secret
+
+
+def _safe_url(url: str) -> str:
+    """Whoever can change the keys on their way can make any token."""
+    parts = urlsplit(url)
+    local = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost")
+    if url and not (parts.scheme == "https" and parts.hostname) and not local:
+        raise ValueError("must be an https URL")
+    return url
+
+
+def _host(host: str) -> str:
+    if not _HOST.fullmatch(host):
+        raise ValueError("a host's name in small letters without a port; `.example.com` stands for all below it")
+    return host
+
+
+def _origin(origin: str) -> str:
+    """Browsers send an origin in this one form, without its scheme's own port; anything else would never match."""
+    scheme, _, rest = origin.partition("://")
+    if not _ORIGIN.fullmatch(origin) or rest.endswith({"http": ":80", "https": ":443"}[scheme]):
+        raise ValueError("an exact origin such as https://app.example.com, in small letters, without path or `*`")
+    return origin
+
+
+Names = Annotated[tuple[Annotated[str, AfterValidator(_passthrough_name)], ...], BeforeValidator(_split)]
+Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)]
+Hosts = Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_split)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_split)]
+LongSecret = Annotated[SecretStr, AfterValidator(_long_secret)]
+HttpsUrl = Annotated[str, AfterValidator(_safe_url)]
