@@ -33,7 +33,8 @@ from tasks.retention import Sweeper
 from tasks.scheduler import Scheduler
 from tasks.spawner import ROOT
 from tasks.spec import LOG_FILE
-from tasks.store import NOTHING_AHEAD, Backlog, IdempotencyKey, Store, utc_now
+from tasks.store import IdempotencyKey, Store, utc_now
+from tasks.turns import NOTHING_AHEAD, Backlog
 from tasks.wake import ring
 from utils.file_handler import StorageFull, link_or_copy, remove_tree
 from utils.gpu import GpuProbe

@@ -7,14 +7,13 @@ lost its attempt learns it from its next word.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection, and_, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, and_, func, insert, select, update
 
 from tasks.condition import Condition
 from tasks.disk import BALLAST_FILE, Ballast, Demand
@@ -27,6 +26,7 @@ from tasks.model import Event, Facts, LostRace, Note, Phase, RunnerId, Status, T
 from tasks.rows import row_from_task, task_from_row
 from tasks.schema import idempotency_keys, open_database, tasks
 from tasks.service_state import ServiceState
+from tasks.turns import NOTHING_AHEAD, Backlog, read_line
 from tasks.upgrade import make_ready
 from tasks.uploads import Uploads
 
@@ -56,20 +56,6 @@ class AlreadyAccepted(Exception):
 class IdempotencyKey:
     key: str
     fingerprint: str  # sha256 of the validated request, hex
-
-
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """What stands before a task: how many queued ones, and the seconds of work expected, by (engine, profile).
-
-    The work includes what is left of the tasks that run.
-    """
-
-    tasks: int
-    seconds: Mapping[tuple[str, str], float]
-
-
-NOTHING_AHEAD = Backlog(0, {})
 
 
 def utc_now() -> datetime:
@@ -148,7 +134,7 @@ class Store:
                 self._check_key(db, tenant, key)
             if self._count(db, Status.QUEUED) >= max_queued:
                 raise QueueFull
-            ahead = self._backlog(db, priority, before=None)
+            ahead = read_line(db, self._now()).before_new(priority, tenant)
             task = prepare(ahead, self._now())
             seq = db.execute(insert(tasks).values(row_from_task(task)).returning(tasks.c.seq)).scalar_one()
             task, position = replace(task, seq=seq), ahead.tasks + 1
@@ -190,7 +176,7 @@ class Store:
             task = self._read(db, task_id)
             if task is None:
                 return None
-            return task, self._ahead_of(db, task)
+            return task, self._ahead_of(db, [task])[0]
 
     def page(
         self, tenant: str | None, statuses: Sequence[Status], limit: int, before_seq: int | None
@@ -208,15 +194,14 @@ class Store:
             query = query.where(tasks.c.seq < before_seq)
         with self._engine.begin() as db:
             found = [task_from_row(row) for row in db.execute(query)]
-            return [(task, self._ahead_of(db, task)) for task in found]
+            return list(zip(found, self._ahead_of(db, found), strict=True))
 
-    def queued(self, limit: int, profiles: Sequence[tuple[str, str]]) -> list[Task]:
+    def queued(self, limit: int, profiles: Collection[tuple[str, str]]) -> list[Task]:
         """Return the next `limit` queued tasks of these (engine, profile) pairs in the order of their turn."""
-        named = tuple_(tasks.c.engine, tasks.c.profile).in_(profiles)
-        turn = select(tasks).where(tasks.c.status == Status.QUEUED.value, named)
-        turn = turn.order_by(tasks.c.priority.desc(), tasks.c.seq).limit(limit)
         with self._engine.begin() as db:
-            return [task_from_row(row) for row in db.execute(turn)]
+            turns = read_line(db, self._now()).next_up(limit, profiles, 0)
+            rows = {row.seq: row for row in db.execute(select(tasks).where(tasks.c.seq.in_(turns)))}
+            return [task_from_row(rows[seq]) for seq in turns]
 
     def processing(self) -> list[Task]:
         with self._engine.begin() as db:
@@ -363,23 +348,8 @@ class Store:
     def _count(self, db: Connection, status: Status) -> int:
         return db.execute(select(func.count()).select_from(tasks).where(tasks.c.status == status.value)).scalar_one()
 
-    def _ahead_of(self, db: Connection, task: Task) -> Backlog:
-        if task.status is not Status.QUEUED:
-            return NOTHING_AHEAD
-        return self._backlog(db, int(task.priority), before=task.seq)
-
-    def _backlog(self, db: Connection, priority: int, before: int | None) -> Backlog:
-        """What waits before a task of `priority` numbered `before` (None: a new one), and what still runs."""
-        same = tasks.c.priority == priority
-        if before is not None:
-            same = and_(same, tasks.c.seq < before)
-        waiting = and_(tasks.c.status == Status.QUEUED.value, or_(tasks.c.priority > priority, same))
-        kind = (tasks.c.engine, tasks.c.profile)
-        number, seconds = 0, Counter[tuple[str, str]]()
-        by_kind = select(*kind, func.count(), func.sum(tasks.c.work_seconds)).where(waiting).group_by(*kind)
-        for engine, profile, count, work in db.execute(by_kind):
-            number, seconds[engine, profile] = number + count, work
-        running = select(*kind, tasks.c.updated_at, tasks.c.eta_seconds)
-        for engine, profile, told_at, left in db.execute(running.where(tasks.c.status == Status.PROCESSING.value)):
-            seconds[engine, profile] += max(0.0, (left or 0.0) - (self._now() - told_at).total_seconds())
-        return Backlog(number, seconds)
+    def _ahead_of(self, db: Connection, found: Sequence[Task]) -> list[Backlog]:
+        """Return what stands before each of the tasks: nothing once it has started."""
+        queued = {task.seq for task in found if task.status is Status.QUEUED}
+        ahead = read_line(db, self._now()).before(queued) if queued else {}
+        return [ahead.get(task.seq, NOTHING_AHEAD) for task in found]

@@ -31,7 +31,8 @@ from tasks.model import (
     Task,
 )
 from tasks.schema import HEAD, metadata, open_database
-from tasks.store import AlreadyAccepted, Backlog, IdempotencyKey, KeyReused, QueueFull, Store
+from tasks.store import AlreadyAccepted, IdempotencyKey, KeyReused, QueueFull, Store
+from tasks.turns import Backlog
 from tasks.uploads import Upload
 from tests.conftest import NOON, ROOT, make_task
 from tests.tasks.test_model import VIDEO
