@@ -15,6 +15,7 @@ from config_loader import ConfigError, Settings, load_engines, load_settings
 from task_manager import TaskManager
 from tasks import drain
 from tasks.trouble import DataRefused
+from utils.failpoint import arm
 from web import answers, callers, command_app, commands, docs, errors, generate, headers, requests, results, tasks
 from web.auth import Authenticator
 from web.callers import Need
@@ -139,6 +140,7 @@ def _with_commands(settings: Settings) -> Flask:
 def _serve(settings: Settings, manager: TaskManager | None) -> Flask:
     callers.refuse_unsafe_settings(settings)
     requests.configure_logging(settings.log_level)
+    arm(settings.failpoint)
     manager = manager or TaskManager(settings, load_engines(settings))
     app = _with_commands(settings)
     app.url_map.merge_slashes = False

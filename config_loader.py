@@ -14,11 +14,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tasks.policy import Policy
 from tasks.profile import Engine, EngineTable
+from utils.failpoint import FailPoint
 from utils.setting_types import Folders, Hosts, HttpsUrl, LongSecret, Names, Networks, Origins
 from utils.yaml_lines import Document, YamlError
 
@@ -148,6 +149,7 @@ class Settings(BaseSettings):
     live_avatar_home: Path | None = Field(None, validation_alias="LIVE_AVATAR_HOME")
     engine_env_passthrough: Names = ()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    failpoint: str = ""
     queue: QueueSettings = QueueSettings()
     slots: SlotSettings = SlotSettings()
     gpus: GpuSettings = GpuSettings()
@@ -159,6 +161,14 @@ class Settings(BaseSettings):
     runner: RunnerSettings = RunnerSettings()
     disk: DiskSettings = DiskSettings()
     retention: RetentionSettings = RetentionSettings()
+
+    @model_validator(mode="after")
+    def _failpoints_are_for_tests(self) -> Settings:
+        if self.failpoint and self.env != "test":
+            raise ValueError("failpoint: kills processes of the service, so it is for env: test only")
+        if self.failpoint:
+            object.__setattr__(self, "failpoint", str(FailPoint.parse(self.failpoint, self.data_dir)))
+        return self
 
     def model_post_init(self, context: Any) -> None:
         object.__setattr__(self, "data_dir", self.data_dir.expanduser().absolute())

@@ -36,6 +36,7 @@ from tasks.spec import LOG_FILE
 from tasks.store import IdempotencyKey, Store, utc_now
 from tasks.turns import NOTHING_AHEAD, Backlog
 from tasks.wake import ring
+from utils.failpoint import Point, reach
 from utils.file_handler import StorageFull, link_or_copy, remove_tree
 from utils.gpu import GpuProbe
 from utils.media import AudioFacts, ImageFacts
@@ -138,7 +139,7 @@ class TaskManager:
         runner = self._settings.runner
         launcher = Launcher(
             self.folders, self._environment, self._settings.database_url, runner.max_attempts,
-            runner.heartbeat_seconds, runner.poll_seconds,
+            runner.heartbeat_seconds, runner.poll_seconds, self._settings.failpoint,
         )  # fmt: skip
         self._scheduler = Scheduler(
             self.store, launcher, self._table, self._host, max_attempts=runner.max_attempts,
@@ -195,6 +196,7 @@ class TaskManager:
                 priority=int(submission.priority), max_queued=self._settings.queue.max_queued,
                 tenant=submission.tenant, key=key,
             )  # fmt: skip
+        reach(Point.ROW_COMMITTED)
         ring(self.folders.wake)
         return TaskView(task, position, task.estimated_seconds)
 
@@ -254,6 +256,7 @@ class TaskManager:
             folder.mkdir(parents=True)
             link_or_copy(submission.image.path, folder / "image.png")
             link_or_copy(submission.audio.path, folder / "audio.wav")
+            reach(Point.INPUTS_WRITTEN)
             yield
         except BaseException as error:
             remove_tree(folder.parent)
@@ -324,6 +327,7 @@ class TaskManager:
                 if task.status is Status.PROCESSING:
                     return self._view(self.store.request_cancel(task), NOTHING_AHEAD)
                 self.store.ended.delete(task)
+                reach(Point.RECORD_DELETED)
                 self.folders.remove_task(task.id)
                 return None
             except LostRace:

@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError
 from tasks.disk import is_exhausted
 from tasks.engine_process import EngineProcess, Progress
 from tasks.estimate import Lesson, Work, lesson, pace
-from tasks.finish import Abandoned, Ending, Unusable, publish
+from tasks.finish import Abandoned, Ending, Unusable, discard, publish
 from tasks.fit import Portrait, plan_at
 from tasks.model import (
     OOM_REASON,
@@ -42,11 +42,11 @@ from tasks.model import (
     Status,
 )
 from tasks.progress import LogFollower
-from tasks.spec import LOG_FILE, OUTPUT_FOLDER, STAGING_FOLDER, AttemptSpec
+from tasks.spec import LOG_FILE, AttemptSpec
 from tasks.store import Store
 from tasks.verdict import DISK_FULL, Stopped, judge_exit, redact
 from tasks.wake import ring
-from utils.file_handler import remove_tree
+from utils.failpoint import Point, reach
 from utils.media import ImageFacts, read_facts
 from utils.plan import SIZES
 from utils.process import boot_id, kill_all, start_time
@@ -102,7 +102,9 @@ class Attempt:
     def run(self) -> int:
         """Return 0 when the end is recorded, 1 when it is left to the scheduler's reaper."""
         self._listen_to_signals()
+        reach(Point.ENGINE_STARTED)
         self._try_to_tell(self._introduce)
+        reach(Point.INTRODUCED)
         try:
             ending = self._work(self.engine) if self.engine else Ending(Event.FAIL, Facts(failure=self._cannot_start()))
         except Exception:
@@ -113,6 +115,7 @@ class Attempt:
             ending = Ending(Event.FAIL, Facts(failure=Failure(ErrorCode.ENGINE_FAILED, text)))
         if ending is None:
             log.info("attempt left: %s", self.stopped)
+            self._discard()
             return 1
         return self._record(self._again(ending) or ending)
 
@@ -125,6 +128,7 @@ class Attempt:
             self._listen(engine)
             self._look_after()
         self._listen(engine)
+        reach(Point.ENGINE_ENDED)
         # Whatever the engine left running still holds memory, files and perhaps a GPU.
         clean = kill_all(below=os.getpid(), marks=self.spec.marks, deadline=_SWEEP_SECONDS)
         if not clean:
@@ -285,7 +289,6 @@ class Attempt:
             worker.join(self.spec.poll_seconds)
             self._look_after()
         if self.stopped in (Stopped.LOST, Stopped.INTERRUPTED):
-            self._unpublish()
             return None
         return outcome.result()
 
@@ -321,11 +324,12 @@ class Attempt:
         """Write the end into the row, however long the database needs; a lost attempt publishes nothing."""
         ending = self._redacted(ending)
         if ending.event is not Event.COMPLETE:
-            self._discard_output()  # first, for it may be what filled the disk
+            self._discard()  # first, for it may be what filled the disk
         try:
             self.store.ballast.lend(lambda: ending.save(self.folder))
         except OSError as error:
             log.error("the end cannot be kept in a file, the row alone has to do: %s", error.strerror)
+        reach(Point.END_KEPT)
         for lock in self.slot or ():
             os.close(lock)  # before the row says so: the next runner shall not wait for this process to leave
         for pause in self._pauses():
@@ -335,15 +339,16 @@ class Attempt:
                 )
                 break
             except LostRace:
-                self._unpublish()
+                self._discard()
                 return 1
             except DBAPIError as error:
                 log.warning("the end is not recorded yet: %s", error.orig)
                 threading.Event().wait(pause)
         else:
             return 1
+        reach(Point.ROW_ENDED)
         if task.status is not Status.COMPLETED:
-            self._unpublish()
+            self._discard()
         ring(Path(self.spec.wake))
         return 0
 
@@ -351,13 +356,8 @@ class Attempt:
         """Retry for about a day; then the file in the attempt's folder is all there is."""
         return [*_RETRY_SECONDS, *[_RETRY_SECONDS[-1]] * (86_400 // int(_RETRY_SECONDS[-1]))]
 
-    def _discard_output(self) -> None:
-        """Remove what an attempt without a result made; its logs stay."""
-        for name in (OUTPUT_FOLDER, STAGING_FOLDER):
-            remove_tree(self.folder / name)
-
-    def _unpublish(self) -> None:
-        remove_tree(Path(self.spec.results))
+    def _discard(self) -> None:
+        discard(self.folder, Path(self.spec.results))
 
     def _redacted(self, ending: Ending) -> Ending:
         failure = ending.facts.failure

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from tasks.model import (
 )
 from tasks.spec import FINISH_FILE, OUTPUT_FOLDER, STAGING_FOLDER, AttemptSpec
 from tasks.verdict import DISK_FULL, Output, Planned, excerpt_of, judge_output
-from utils.file_handler import write_atomic
+from utils.failpoint import Point, reach
+from utils.file_handler import remove_tree, write_atomic
 from utils.plan import VideoPlan
 from utils.video import (
     VideoError,
@@ -78,6 +80,7 @@ def publish(spec: AttemptSpec, log_tail: str, should_stop: Callable[[], bool]) -
 
 def _publish(spec: AttemptSpec, log_tail: str, should_stop: Callable[[], bool]) -> Result:
     made, facts = _verified(spec, log_tail)
+    reach(Point.VERIFIED)
     staging = Path(spec.folder) / STAGING_FOLDER
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
@@ -88,7 +91,9 @@ def _publish(spec: AttemptSpec, log_tail: str, should_stop: Callable[[], bool]) 
     described = _describe(video, final)
     if should_stop():
         raise Abandoned
+    reach(Point.STAGED)
     _reveal(staging, Path(spec.results))
+    reach(Point.REVEALED)
     shutil.rmtree(Path(spec.folder) / OUTPUT_FOLDER, ignore_errors=True)
     return Result(video.name, POSTER_NAME, described)
 
@@ -132,6 +137,14 @@ def _describe(video: Path, facts: VideoFacts) -> Video:
         duration_seconds=facts.duration_seconds, size_bytes=video.stat().st_size, sha256=digest,
         video_codec=facts.video_codec, audio_codec=facts.audio_codec,
     )  # fmt: skip
+
+
+def discard(folder: Path, results: Path) -> None:
+    """Remove all that an attempt without a result made, published or not; its log stays."""
+    for path in (results, folder / STAGING_FOLDER, folder / OUTPUT_FOLDER):
+        remove_tree(path)
+    with suppress(OSError):  # other attempts published there, or nobody did
+        results.parent.rmdir()
 
 
 def _reveal(staging: Path, results: Path) -> None:

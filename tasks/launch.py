@@ -17,7 +17,7 @@ from tasks.folders import Folders
 from tasks.model import OOM_REASON, Task
 from tasks.placement import Placement
 from tasks.spawner import ROOT, Spawner
-from tasks.spec import DATABASE_VARIABLE, LOCK_FILE, OUTPUT_FOLDER, AttemptSpec
+from tasks.spec import DATABASE_VARIABLE, FAILPOINT_VARIABLE, LOCK_FILE, OUTPUT_FOLDER, AttemptSpec
 from utils.plan import VideoPlan
 from utils.process import try_lock
 
@@ -32,6 +32,7 @@ class Launcher:
     max_attempts: int
     heartbeat_seconds: float
     poll_seconds: float
+    failpoint: str = ""
     spawner: Spawner = field(default_factory=Spawner)
 
     def reserve(self, task_id: str, attempt: int) -> int | None:
@@ -48,6 +49,7 @@ class Launcher:
         # By UUID: indices mean other cards where CUDA_VISIBLE_DEVICES was set before.
         gpus = {"CUDA_VISIBLE_DEVICES": ",".join(placement.gpus)} if placement.gpus else {}
         own = {DATABASE_VARIABLE: self.database_url, "AVATAR_PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"}
+        own |= {FAILPOINT_VARIABLE: self.failpoint} if self.failpoint else {}
         environment = {**self.environment, **profile.env, **own, **gpus, **_promised(task.plan), **spec.marks}
         return self.spawner.spawn(Path(spec.folder), environment, lock)
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from tasks.attempt import Attempt
 from tasks.engine_process import EngineProcess
-from tasks.spec import DATABASE_VARIABLE, LOG_FILE, AttemptSpec
+from tasks.spec import DATABASE_VARIABLE, FAILPOINT_VARIABLE, LOG_FILE, AttemptSpec
+from utils.failpoint import Point, reach
 from utils.process import become_subreaper, name_process, try_lock
 
 _SLOT_SECONDS = 60.0
+_NOT_FOR_ENGINES = (DATABASE_VARIABLE, FAILPOINT_VARIABLE)
 
 
 def run(folder: Path) -> int:
@@ -26,6 +28,7 @@ def run(folder: Path) -> int:
     spec = AttemptSpec.load(folder)
     if not _is_first(folder):
         return 0
+    reach(Point.RUNNER_BEGAN)
     slot = _take_slots([Path(path) for path in spec.slot_locks])
     began = time.monotonic()
     engine, problem = None, "the slot is still held by a process of an earlier task"
@@ -44,7 +47,7 @@ def _is_first(folder: Path) -> bool:
 
 
 def _start(spec: AttemptSpec, folder: Path, slot: list[int]) -> tuple[EngineProcess | None, str]:
-    environ = {name: value for name, value in os.environ.items() if name != DATABASE_VARIABLE}
+    environ = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_ENGINES}
     try:
         return EngineProcess(spec.argv, folder, folder / LOG_FILE, environ, slot), ""
     except OSError as error:

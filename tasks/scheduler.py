@@ -19,14 +19,15 @@ from datetime import timedelta
 
 from tasks import drain
 from tasks.estimate import Work
-from tasks.finish import Ending
+from tasks.finish import Ending, discard
 from tasks.launch import Launcher
-from tasks.model import ErrorCode, Event, Facts, Failure, LostRace, RunnerId, Task
+from tasks.model import ErrorCode, Event, Facts, Failure, LostRace, RunnerId, Status, Task
 from tasks.placement import Host, Placement, choose
 from tasks.profile import EngineTable
 from tasks.settling import STATE_NAME, Loans, from_state, lend, settle, settling, to_state
 from tasks.store import Store, utc_now
 from tasks.wake import Bell, ring
+from utils.failpoint import Point, reach
 from utils.process import boot_id, is_alive, kill_all, try_lock, watch
 
 log = logging.getLogger("scheduler")
@@ -174,8 +175,11 @@ class Scheduler:
             log.error("attempt %d of task %s is already held by a process", task.attempt + 1, task.id)
             return
         try:
+            reach(Point.ATTEMPT_RESERVED)
             claimed = self._store.happen(task, Event.CLAIM, self._claim(placement))
+            reach(Point.CLAIMED)
             pid = self._start(claimed, placement, lock)
+            reach(Point.RUNNER_SPAWNED)
         except LostRace:
             log.info("task %s changed before it could start", task.id)
             return
@@ -245,14 +249,20 @@ class Scheduler:
         if not kill_all(below=None, marks=marks, deadline=_KILL_SECONDS):
             log.error("processes of task %s outlived SIGKILL; its slot stays taken", task.id)
             return
-        ending = Ending.load(self._launcher.folders.attempt(task.id, task.attempt))
+        reach(Point.ORPHAN_KILLED)
+        folders = self._launcher.folders
+        made = folders.attempt(task.id, task.attempt), folders.result(task.id, task.attempt)
+        ending = Ending.load(made[0])
         try:
             if ending is not None:
-                self._store.finish(task.id, task.attempt, ending.event, ending.facts, ending.lesson)
+                after = self._store.finish(task.id, task.attempt, ending.event, ending.facts, ending.lesson)
             else:
-                self._store.happen(task, *self._verdict_on_orphan(task))
+                discard(*made)
+                after = self._store.happen(task, *self._verdict_on_orphan(task))
         except LostRace:
             return  # the runner's last write came between
+        if after.status is not Status.COMPLETED:
+            discard(*made)
         log.warning("the runner of task %s, attempt %d, was gone", task.id, task.attempt)
 
     def _verdict_on_orphan(self, task: Task) -> tuple[Event, Facts]:

@@ -21,6 +21,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tasks.spec import FAILPOINT_VARIABLE
+from utils.failpoint import Point, arm, reach
+
 ROOT = Path(__file__).resolve().parent.parent
 
 _REQUEST_BYTES = 128 * 1024
@@ -100,11 +103,13 @@ def main(argv: list[str]) -> int:
         if not request:
             return 0
         asked = json.loads(request)
+        arm(asked["environment"].get(FAILPOINT_VARIABLE, ""))  # for itself and for the runner
         pid = os.fork()
         if pid == 0:
             channel.close()
             _become_runner(Path(asked["folder"]), asked["environment"], descriptors[0])
         os.close(descriptors[0])
+        reach(Point.RUNNER_FORKED)
         channel.send(str(pid).encode())
 
 

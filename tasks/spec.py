@@ -23,6 +23,9 @@ STAGING_FOLDER = "publish"
 DATABASE_VARIABLE = "AVATAR_DATABASE_URL"
 """Tells the runner where the rows are; its engine must not see it."""
 
+FAILPOINT_VARIABLE = "AVATAR_FAILPOINT"
+"""Tells the runner which fail point is armed, in tests; its engine must not see it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptSpec:

@@ -29,6 +29,7 @@ from tasks.service_state import ServiceState
 from tasks.turns import NOTHING_AHEAD, Backlog, read_line
 from tasks.upgrade import make_ready
 from tasks.uploads import Uploads
+from utils.failpoint import Point, reach
 
 T = TypeVar("T")
 
@@ -141,6 +142,7 @@ class Store:
             if key is not None:
                 row = {"tenant": tenant, "key": key.key, "fingerprint": key.fingerprint, "task_id": task.id}
                 db.execute(insert(idempotency_keys).values(**row, answer=answer(task, position), expires_at=None))
+            reach(Point.ROW_WRITTEN)
             return task, position
 
     def check_key(self, tenant: str, key: IdempotencyKey) -> None:

@@ -15,9 +15,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from config_loader import load_engines, load_settings
+from config_loader import Settings, load_engines, load_settings
 from task_manager import PreparedInput, Submission, TaskManager
 from tasks.model import OutputFormat, Priority, Task
+from tasks.profile import EngineTable
 from tests.conftest import ROOT
 from utils.media import AudioFacts, ImageFacts
 from utils.process import marked
@@ -58,12 +59,14 @@ class Bench:
         self.starts.touch()
         self.managers: list[TaskManager] = []
         self.inputs = folder / "given"
-        self.inputs.mkdir()
+        self.inputs.mkdir(exist_ok=True)
         Image.new("RGB", (64, 64), "navy").save(self.inputs / "image.png")
         (self.inputs / "audio.wav").write_bytes(b"RIFF")  # the stand-in engines do not listen
 
-    def open(self, behaviour: str = "copy", settings: dict[str, Any] | None = None, **profile: Any) -> TaskManager:
-        """Return a started manager whose only engine is the stand-in with this behaviour."""
+    def load(
+        self, behaviour: str = "copy", settings: dict[str, Any] | None = None, **profile: Any
+    ) -> tuple[Settings, EngineTable]:
+        """Return settings and a table whose only engine is the stand-in with this behaviour."""
         row = {
             "name": "only",
             "script": str(ROOT / "tests" / "fakes" / "engine.sh"),
@@ -79,7 +82,11 @@ class Bench:
             "runner": {"poll_seconds": 0.05},
         }
         loaded = load_settings({**base, **(settings or {})})
-        manager = TaskManager(loaded, load_engines(loaded))
+        return loaded, load_engines(loaded)
+
+    def open(self, behaviour: str = "copy", settings: dict[str, Any] | None = None, **profile: Any) -> TaskManager:
+        """Return a started manager whose only engine is the stand-in with this behaviour."""
+        manager = TaskManager(*self.load(behaviour, settings, **profile))
         self.managers.append(manager)
         manager.start()
         return manager
