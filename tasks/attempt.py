@@ -130,9 +130,9 @@ class Attempt:
         self._listen(engine)
         reach(Point.ENGINE_ENDED)
         # Whatever the engine left running still holds memory, files and perhaps a GPU.
-        clean = kill_all(below=os.getpid(), marks=self.spec.marks, deadline=_SWEEP_SECONDS)
-        if not clean:
-            log.error("processes of the engine are left that SIGKILL did not end")
+        while not kill_all(below=os.getpid(), marks=self.spec.marks, deadline=_SWEEP_SECONDS):
+            log.error("processes of the engine are left that SIGKILL did not end yet; the slot stays taken")
+            self._beat(time.monotonic())
         self._reap_orphans()
         return self._ending(engine, status)
 

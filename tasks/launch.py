@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from tasks.estimate import Work
 from tasks.folders import Folders
@@ -19,7 +22,7 @@ from tasks.placement import Placement
 from tasks.spawner import ROOT, Spawner
 from tasks.spec import DATABASE_VARIABLE, FAILPOINT_VARIABLE, LOCK_FILE, OUTPUT_FOLDER, AttemptSpec
 from utils.plan import VideoPlan
-from utils.process import try_lock
+from utils.process import holders, try_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,12 @@ class Launcher:
             return True
         os.close(lock)
         return False
+
+    def kill_holders(self, task: Task) -> None:
+        """SIGKILL every process that holds the task's present attempt."""
+        for process in holders(self.folders.attempt(task.id, task.attempt) / LOCK_FILE):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def _spec(self, task: Task, placement: Placement, work: Work) -> AttemptSpec:
         folder, profile = self.folders.attempt(task.id, task.attempt), placement.profile

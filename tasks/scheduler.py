@@ -11,11 +11,10 @@ import errno
 import logging
 import os
 import select
-import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from tasks import drain
 from tasks.estimate import Work
@@ -25,6 +24,7 @@ from tasks.model import ErrorCode, Event, Facts, Failure, LostRace, RunnerId, St
 from tasks.placement import Host, Placement, choose
 from tasks.profile import EngineTable
 from tasks.settling import STATE_NAME, Loans, from_state, lend, settle, settling, to_state
+from tasks.spawner import SpawnError
 from tasks.store import Store, utc_now
 from tasks.wake import Bell, ring
 from utils.failpoint import Point, reach
@@ -71,6 +71,7 @@ class Scheduler:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._watched: dict[tuple[str, int], int] = {}  # attempt -> pidfd of its runner
+        self._heard: dict[tuple[str, int], tuple[datetime | None, float]] = {}  # attempt -> its last beat, and when
         self._release = timedelta(seconds=release_seconds)
         self._loans: Loans = {}
 
@@ -133,9 +134,12 @@ class Scheduler:
         Less while a GPU gives its memory back, of which nobody rings.
         """
         poller = select.poll()  # unlike select(), not confined to the first 1,024 descriptors of a busy server
-        for descriptor in (bell.fileno(), *self._watched.values()):
+        watched = {descriptor: attempt for attempt, descriptor in self._watched.items()}
+        for descriptor in (bell.fileno(), *watched):
             poller.register(descriptor, select.POLLIN)
-        poller.poll((_SETTLE_SECONDS if settling(self._loans) else _LOOK_SECONDS) * 1000)
+        for descriptor, _ in poller.poll((_SETTLE_SECONDS if settling(self._loans) else _LOOK_SECONDS) * 1000):
+            if descriptor in watched:
+                self._forget(watched[descriptor])  # it says so for ever, and another process may own the attempt
 
     # --- giving slots --------------------------------------------------------------------------------------------
 
@@ -191,6 +195,8 @@ class Scheduler:
         """Spawn the runner; where that cannot be done, say so in the task, for no runner will."""
         try:
             return self._launcher.spawn(claimed, placement, self._work_of(claimed), lock)
+        except SpawnError:
+            raise  # a runner may have been forked all the same: the next look finds it, or an orphan
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             code = ErrorCode.DISK_FULL if full else ErrorCode.ENGINE_FAILED
@@ -216,27 +222,35 @@ class Scheduler:
     def _reap(self) -> None:
         """End or re-queue every processing task whose runner is gone; adopt every one whose runner lives."""
         running = {(task.id, task.attempt): task for task in self._store.processing()}
-        for gone in self._watched.keys() - running.keys():
+        for gone in (self._watched.keys() | self._heard.keys()) - running.keys():
             self._forget(gone)
+            self._heard.pop(gone, None)
         for attempt, task in running.items():
             if not self._launcher.lives(task):
                 self._forget(attempt)
                 self._end_orphan(task)
-            elif task.runner is not None and self._is(task.runner):
-                if attempt not in self._watched:
+            else:
+                if attempt not in self._watched and task.runner is not None and self._is(task.runner):
                     self._watch(task, task.runner.pid)
-                self._end_if_stuck(task, task.runner)
+                self._end_if_stuck(attempt, task)
 
     def _is(self, runner: RunnerId) -> bool:
         """Say whether the process of this pid, if any, is the runner: pids are reused, and machines restart."""
         return runner.boot_id == self._boot_id and is_alive(runner.pid, runner.start_time)
 
-    def _end_if_stuck(self, task: Task, runner: RunnerId) -> None:
-        """Kill a runner whose heart has long stopped beating (a SIGSTOP, a dead disk); then it is reaped like any."""
-        silent = (utc_now() - (task.heartbeat_at or task.updated_at)).total_seconds()
-        if silent > self._lease_seconds:
-            log.error("the runner of task %s has been silent for %.0f s and is killed", task.id, silent)
-            os.kill(runner.pid, signal.SIGKILL)
+    def _end_if_stuck(self, attempt: tuple[str, int], task: Task) -> None:
+        """Kill a runner whose heart has long stopped beating (a SIGSTOP, a dead disk); then it is reaped like any.
+
+        The silence is measured here, for a clock that is set forward must kill no runner. Whoever holds the attempt's
+        lock is killed: a runner may have been stopped before it could tell its pid, or a spawner before it forked.
+        """
+        now = time.monotonic()
+        beat, heard = self._heard.get(attempt, (None, now))
+        if attempt not in self._heard or beat != task.heartbeat_at:
+            self._heard[attempt] = task.heartbeat_at, now
+        elif now - heard > self._lease_seconds:
+            log.error("the runner of task %s has been silent for %.0f s and is killed", task.id, now - heard)
+            self._launcher.kill_holders(task)
 
     def _forget(self, attempt: tuple[str, int]) -> None:
         descriptor = self._watched.pop(attempt, None)

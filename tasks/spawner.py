@@ -5,7 +5,7 @@ one that has them starts in milliseconds. The spawner has one thread, so a fork 
 runner, which leads its own session; and it ends when the scheduler that started it ends, leaving its runners alone.
 
 The scheduler's side is Spawner, the other side is `main`. A request is one JSON message with the attempt's lock as an
-attached descriptor; the answer is the runner's pid and the time at which it started.
+attached descriptor; the answer is the runner's pid. Before the first one it says that it is ready.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from pathlib import Path
 
 from tasks.spec import FAILPOINT_VARIABLE
 from utils.failpoint import Point, arm, reach
+from utils.process import die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 
 _REQUEST_BYTES = 128 * 1024
 _ANSWER_SECONDS = 5.0
 """A fork takes milliseconds; a spawner that was stopped is replaced, for the scheduler waits meanwhile."""
+
+_START_SECONDS = 60.0
+"""Its imports take longer than that answer on a busy machine, and a spawner replaced before they are done never is."""
 
 
 class SpawnError(OSError):
@@ -41,6 +45,7 @@ class Spawner:
 
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _channel: socket.socket | None = field(default=None, init=False)
+    _ready: bool = field(default=False, init=False)
 
     def warm_up(self) -> None:
         """Start the process, so that the first task finds it ready."""
@@ -67,21 +72,30 @@ class Spawner:
             self._process.kill()
             self._process.wait()
         self._process = self._channel = None
+        self._ready = False
 
     def _ask(self, request: bytes, lock: int) -> int:
         channel = self._connected()
+        if not self._ready:
+            channel.settimeout(_START_SECONDS)
+            self._answer(channel)
+            channel.settimeout(_ANSWER_SECONDS)
+            self._ready = True
         socket.send_fds(channel, [request], [lock])
+        return int(self._answer(channel))
+
+    @staticmethod
+    def _answer(channel: socket.socket) -> bytes:
         answer = channel.recv(64)
         if not answer:
             raise ConnectionResetError("the spawner has ended")
-        return int(answer)
+        return answer
 
     def _connected(self) -> socket.socket:
         if self._channel is not None:
             return self._channel
-        # SEQPACKET keeps messages apart; the timeout keeps a stopped spawner from stopping the scheduler.
+        # SEQPACKET keeps messages apart; timeouts keep a stopped spawner from stopping the scheduler.
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.settimeout(_ANSWER_SECONDS)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REQUEST_BYTES)
         command = [sys.executable, "-m", "tasks.spawner", str(theirs.fileno())]
         with theirs:
@@ -97,7 +111,10 @@ def main(argv: list[str]) -> int:
     _import_for_runners()
     gc.freeze()  # what was imported stays: no collection in a runner touches, and so copies, its pages
     channel = socket.socket(fileno=int(argv[1]))
+    # While it is stopped it sees no channel close, and holds the lock of an attempt that it was asked for.
+    die_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # runners that end need no waiting for
+    channel.send(b"ready")
     while True:
         request, descriptors, _, _ = socket.recv_fds(channel, _REQUEST_BYTES, 1)
         if not request:

@@ -63,10 +63,10 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
 
 
-def die_with_parent() -> None:
-    """For the child, between fork and exec: get SIGTERM when the *thread* that forked ends. Nothing outside Linux."""
+def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """For the child: get this signal when the *thread* that forked it ends. Nothing outside Linux."""
     if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def watch(pid: int) -> int | None:
@@ -91,6 +91,16 @@ def try_lock(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def holders(path: Path) -> list[psutil.Process]:
+    """Return the other processes of this user that have the file open, such as those that hold its lock."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and any(Path(each.path) == path for each in process.open_files()):
+                found.append(process)
+    return found
 
 
 def descendants(pid: int) -> list[psutil.Process]:

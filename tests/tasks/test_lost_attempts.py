@@ -1,0 +1,120 @@
+"""Attempts whose runner was killed, stopped or overtaken: found by their lock, cleared away, followed by the next."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sqlalchemy import update
+
+from task_manager import TaskManager
+from tasks.model import Event, Phase, Status
+from tasks.schema import tasks
+from tests.tasks.conftest import Bench
+from utils.failpoint import Point
+from utils.process import marked
+
+LEASE = {"runner": {"heartbeat_seconds": 0.2, "lease_seconds": 2.0, "poll_seconds": 0.05}}
+
+
+def claims(bench: Bench) -> dict[str, str]:
+    """Return the variables with which stand-in engines note that two of one task, or of one GPU, lived at once."""
+    folder = bench.folder / "claims"
+    folder.mkdir(exist_ok=True)
+    return {"FAKE_CLAIMS": str(folder)}
+
+
+def lived_at_once(bench: Bench) -> bool:
+    return (bench.folder / "claims" / "taken-twice").exists()
+
+
+def test_what_left_the_session_is_killed_also_when_runner_and_scheduler_died_together(bench: Bench) -> None:
+    first = bench.open("stubborn", env=claims(bench))
+    task = bench.until(first, bench.submit(first), lambda seen: seen.phase is Phase.GENERATING and bool(seen.runner))
+    first.stop()
+    os.kill(task.runner.pid, signal.SIGKILL)
+    orphans = marked({"AVATAR_TASK_ID": task.id})
+    assert len(orphans) == 2, "the engine and its grandchild ignore the SIGTERM that they got"
+    second = bench.open("copy", env=claims(bench))
+    ended = bench.ended(second, task)
+    assert (ended.status, ended.attempt) == (Status.COMPLETED, 2)
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in orphans)
+    assert not lived_at_once(bench)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_runner_that_lost_its_attempt_stops_and_publishes_nothing(bench: Bench, stopped: bool) -> None:
+    """Also one that slept while its engine got done, so that it learns of its loss only as it publishes."""
+    manager = bench.open("slow_copy", env={**claims(bench), "FAKE_SECONDS": "1"}, settings={"slots": {"cpu": 2}})
+    task = bench.until(
+        manager, bench.submit(manager), lambda seen: seen.phase is Phase.GENERATING and bool(seen.runner)
+    )
+    runner = psutil.Process(task.runner.pid)
+    engine = psutil.Process(int(bench.starts_of(task)[0][3]))
+    if stopped:
+        runner.suspend()
+        wait_for_zombie(engine)
+    moved_on = manager.store.happen(manager.view(task.id, "default").task, Event.REQUEUE)
+    if stopped:
+        bench.until(manager, task, lambda seen: seen.attempt == 2)
+        runner.resume()
+    ended = bench.ended(manager, moved_on)
+    assert (ended.status, ended.attempt) == (Status.COMPLETED, 2)
+    runner.wait(20)
+    assert [path.name for path in (manager.folders.results / task.id).iterdir()] == ["2"]
+    assert not any((manager.folders.attempt(task.id, 1) / name).exists() for name in ("out", "publish"))
+
+
+@pytest.mark.parametrize("point", [Point.RUNNER_BEGAN, Point.ENGINE_STARTED])
+def test_a_runner_that_hangs_before_it_told_its_pid_is_killed_after_its_lease(bench: Bench, point: Point) -> None:
+    settings: dict[str, Any] = {"env": "test", "failpoint": f"{point}:hang", **LEASE}
+    manager = bench.open("slow_copy", settings=settings, env={**claims(bench), "FAKE_SECONDS": "0.5"})
+    ended = bench.ended(manager, bench.submit(manager))
+    assert (ended.status, ended.attempt) == (Status.COMPLETED, 2)
+    assert not lived_at_once(bench)
+
+
+def test_a_clock_that_is_set_forward_kills_no_runner(bench: Bench) -> None:
+    manager = bench.open("slow_copy", env={"FAKE_SECONDS": "1.5"})
+    task = bench.until(manager, bench.submit(manager), lambda seen: seen.phase is Phase.GENERATING)
+    long_ago = update(tasks).where(tasks.c.id == task.id).values(heartbeat_at=task.submit_time.replace(year=2020))
+    with manager.store._writing.begin() as db:
+        db.execute(long_ago)
+    bench.open("slow_copy")  # whose submit and chores wake the one that schedules
+    bench.submit(manager)
+    ended = bench.ended(manager, task)
+    assert (ended.status, ended.attempt) == (Status.COMPLETED, 1)
+
+
+def test_the_death_of_a_second_fork_does_not_keep_the_scheduler_awake(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"env": "test", "failpoint": str(Point.RUNNER_FORKED)}
+    manager = bench.open("hang", settings=settings)
+    task = bench.until(manager, bench.submit(manager), lambda seen: seen.phase is Phase.GENERATING)
+    assert mark_of(manager, Point.RUNNER_FORKED).exists()
+    looks = []
+    look = manager.store.processing
+    monkeypatch.setattr(manager.store, "processing", lambda: looks.append(1) or look())
+    began = time.monotonic()
+    bench.until(manager, task, lambda seen: time.monotonic() > began + 1.0)
+    manager.delete(task.id, "default")
+    bench.ended(manager, task)
+    assert len(looks) < 20
+
+
+def mark_of(manager: TaskManager, point: Point) -> Path:
+    return manager.folders.data / f"failpoint-{point}"
+
+
+def wait_for_zombie(process: psutil.Process) -> None:
+    """Wait until a process has ended that nobody waited for yet."""
+    deadline = time.monotonic() + 20
+    while process.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
