@@ -2,6 +2,8 @@
 
 `copy` delivers the video FAKE_VIDEO; every other behaviour is a way to go wrong. Each start is noted in FAKE_STARTS, a
 line `<seconds since the epoch> <task> <attempt> <pid>`, so that tests can count starts and measure how soon they came.
+Where FAKE_CLAIMS names a folder, it locks its task and its GPUs there for as long as it lives, and notes what another
+process holds already.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import time
 
 STARTED = time.time()
 
+import fcntl
 import json
 import shutil
 import signal
@@ -99,6 +102,14 @@ def stubborn() -> int:
     return hang()
 
 
+def stubborn_copy() -> int:
+    """Like stubborn, but it gets done where nobody stops it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    subprocess.Popen([sys.executable, "-S", "-c", child], start_new_session=True)
+    return slow_copy()
+
+
 def leave_a_child() -> int:
     """Succeed, but leave a process behind in a session of its own."""
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
@@ -123,9 +134,25 @@ def dump() -> int:
     return copy()
 
 
+def claim(name: str, folder: str) -> None:
+    """Lock what no two processes may have at once; the lock ends with this process, however it ends."""
+    descriptor = os.open(os.path.join(folder, name), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with open(os.path.join(folder, "taken-twice"), "a") as file:
+            file.write(f"{name} {os.environ['AVATAR_TASK_ID']} {os.environ['AVATAR_ATTEMPT']} {os.getpid()}\n")
+
+
 def main() -> int:
     with open(os.environ["FAKE_STARTS"], "a") as file:
         file.write(f"{STARTED:.6f} {os.environ['AVATAR_TASK_ID']} {os.environ['AVATAR_ATTEMPT']} {os.getpid()}\n")
+    if "FAKE_CLAIMS" in os.environ:
+        for name in [
+            os.environ["AVATAR_TASK_ID"],
+            *filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")),
+        ]:
+            claim(name, os.environ["FAKE_CLAIMS"])
     return int(globals()[os.environ.get("FAKE_ENGINE", "copy")]())
 
 

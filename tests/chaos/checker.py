@@ -1,0 +1,121 @@
+"""What must hold of a service after any history of crashes. Pure: a history and a final state in, violations out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+ENDED = ("completed", "failed", "cancelled")
+_NEXT = {"queued": {"processing", *ENDED}, "processing": {"queued", *ENDED}}
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that the driver did or saw, `at` seconds after it began.
+
+    `what` is: accepted (key, task), seen (task, status, attempt), cancel (task), deleted (task), left (task, pids:
+    processes of a task that said it was cancelled), and, for people only, kill, disk and others.
+    """
+
+    at: float
+    what: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Final:
+    """How a task stands when all is quiet: its row, and whether its video and poster could be fetched whole."""
+
+    status: str
+    attempt: int
+    fetched: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The final state. `gone` are tasks answered with 410; `starts` the engine's own notes of (task, attempt);
+    `taken_twice` its notes of what another process held; `left` files, folders and processes that nobody owns."""
+
+    tasks: dict[str, Final]
+    gone: frozenset[str]
+    starts: Sequence[tuple[str, int]]
+    taken_twice: Sequence[str]
+    left: Sequence[str]
+    max_attempts: int
+
+
+def violations(history: Iterable[Event], outcome: Outcome) -> list[str]:
+    """Return what was wrong, one line each; nothing when all is well."""
+    by_kind: dict[str, list[Event]] = defaultdict(list)
+    for event in history:
+        by_kind[event.what].append(event)
+    asked = {event.facts["task"] for event in by_kind["cancel"]}
+    deleted = {event.facts["task"] for event in by_kind["deleted"]}
+    return [
+        *_accepted(by_kind["accepted"], deleted, outcome),
+        *_paths(by_kind["seen"], outcome),
+        *_ends(asked, outcome),
+        *_starts(outcome),
+        *(f"{event.facts['task']} said it was cancelled, and {event.facts['pids']} lived" for event in by_kind["left"]),
+        *(f"taken twice at once: {line}" for line in outcome.taken_twice),
+        *(f"left behind: {name}" for name in outcome.left),
+    ]
+
+
+def _accepted(accepted: list[Event], deleted: set[str], outcome: Outcome) -> list[str]:
+    found, tasks_of = [], defaultdict(set)
+    for event in accepted:
+        tasks_of[event.facts["key"]].add(event.facts["task"])
+    known = {task for tasks in tasks_of.values() for task in tasks}
+    found += [f"key {key} made {sorted(tasks)}" for key, tasks in tasks_of.items() if len(tasks) > 1]
+    found += [f"{task} was accepted and is lost" for task in sorted(known - outcome.tasks.keys() - deleted)]
+    found += [f"{task} was deleted and is there" for task in sorted(deleted & outcome.tasks.keys())]
+    found += [f"{task} was deleted and is not told as gone" for task in sorted(deleted - outcome.gone)]
+    return found + [f"{task} has a row and was accepted for nobody" for task in sorted(outcome.tasks.keys() - known)]
+
+
+def _paths(seen: list[Event], outcome: Outcome) -> list[str]:
+    """Look at what each task went through as it was seen, and at the end."""
+    paths: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for event in seen:
+        paths[event.facts["task"]].append((event.facts["status"], event.facts["attempt"]))
+    for task, final in outcome.tasks.items():
+        paths[task].append((final.status, final.attempt))
+    found = []
+    for task, path in paths.items():
+        for (before, attempt), (after, later) in pairwise(path):
+            if before in ENDED and (after, later) != (before, attempt):
+                found.append(f"{task} was {before} and became {after}")
+            elif later < attempt or (after != before and after not in _NEXT[before]):
+                found.append(f"{task} went from {before}, attempt {attempt}, to {after}, attempt {later}")
+    return found
+
+
+def _ends(asked: set[str], outcome: Outcome) -> list[str]:
+    found = []
+    for task, final in outcome.tasks.items():
+        if final.status not in ENDED:
+            found.append(f"{task} is {final.status} for ever")
+        if final.fetched != (final.status == "completed"):
+            found.append(f"{task} is {final.status} and its result can{'' if final.fetched else 'not'} be fetched")
+        if final.status == "cancelled" and task not in asked:
+            found.append(f"{task} was cancelled by nobody")
+        if final.attempt > outcome.max_attempts:
+            found.append(f"{task} was attempted {final.attempt} times")
+    return found
+
+
+def _starts(outcome: Outcome) -> list[str]:
+    found = [
+        f"attempt {attempt} of {task} started twice"
+        for task, attempt in sorted({each for each in outcome.starts if outcome.starts.count(each) > 1})
+    ]
+    last = {task: final.attempt for task, final in outcome.tasks.items()}
+    return found + [
+        f"{task} started attempt {attempt} of {last[task]}"
+        for task, attempt in outcome.starts
+        if task in last and attempt > last[task]
+    ]

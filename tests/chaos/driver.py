@@ -1,0 +1,394 @@
+"""Random tasks and random kills against a real service, in an order that a seed decides; then the checker's verdict.
+
+One thread acts, another looks at all tasks the while. Everything done and seen goes into a history, which is written to
+a file. Clocks are not jumped here, for that would need a namespace of its own: the rules about them have unit tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import signal
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import urllib3
+
+from tests.chaos import rig
+from tests.chaos.checker import ENDED, Event, Final, Outcome, violations
+from tests.e2e.conftest import Service
+from utils.process import is_alive, marked
+
+MAX_ATTEMPTS = 3
+_CALL_SECONDS = 10.0
+_QUIET_SECONDS = 240.0
+_ENGINES = (("short", 8), ("long", 4), ("deaf", 2), ("gang", 5), ("failing", 1), ("preview", 1))
+_SETTINGS = {
+    "AVATAR_ENV": "test", "AVATAR_SLOTS__CPU": "3", "AVATAR_RUNNER__MAX_ATTEMPTS": str(MAX_ATTEMPTS),
+    "AVATAR_RUNNER__HEARTBEAT_SECONDS": "0.5", "AVATAR_RUNNER__LEASE_SECONDS": "4",
+    "AVATAR_RUNNER__POLL_SECONDS": "0.1",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Report:
+    seed: int
+    kills: Counter[str]
+    tasks: Counter[str]
+    seconds: float
+    skipped: list[str]
+    violations: list[str]
+    history: Path
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{name} {count}" for name, count in sorted(self.kills.items()))
+        ends = ", ".join(f"{name} {count}" for name, count in sorted(self.tasks.items()))
+        lines = [
+            f"{self.kills.total()} kills ({kinds})",
+            f"{self.tasks.total()} tasks ({ends})",
+            f"{self.seconds:.0f} seconds, seed {self.seed}",
+            *(f"skipped: {line}" for line in self.skipped),
+        ]
+        verdict = [f"VIOLATION: {line}" for line in self.violations] or ["no violation"]
+        return "\n".join([*lines, *verdict, *([f"history: {self.history}"] if self.violations else [])])
+
+
+@dataclass
+class Chaos:
+    """One round in `folder`, which must be empty."""
+
+    folder: Path
+    seed: int
+    workers: int = 3
+    history: list[Event] = field(default_factory=list)
+    kills: Counter[str] = field(default_factory=Counter)
+    unanswered: dict[str, dict[str, Any]] = field(default_factory=dict)  # key -> body of a submit without an answer
+    due: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+
+    def run(self, kills: int) -> Report:
+        """Kill that often, wait until all is quiet, and judge."""
+        self.began, self.random, self.calm = time.monotonic(), random.Random(self.seed), threading.Event()
+        self.names = [f"{self.seed}-{number}" for number in range(100_000)][::-1]
+        with ExitStack() as stack:
+            data = self.folder / "data"
+            full = stack.enter_context(rig.small_disk(data))
+            environment, no_gpus = rig.simulated_gpus(self.folder)
+            self.engines = [each for each in _ENGINES if not (no_gpus and each[0] == "gang")]
+            settings = {
+                **_SETTINGS, **environment, "AVATAR_ENGINES__TABLE": str(rig.engines(self.folder)),
+                "AVATAR_INPUTS__FOLDERS": str(self.folder / "in"),
+            }  # fmt: skip
+            self.image, self.audio = map(str, rig.inputs(self.folder / "in"))
+            self.service = Service(self.folder, settings, self.workers)
+            self.http = urllib3.PoolManager(maxsize=8, retries=False, timeout=_CALL_SECONDS)
+            stack.callback(self.clean_up)
+            self.service.start()
+            self._act_until(kills, can_fill=not full)
+            outcome = self._quiet()
+        skipped = [f"full disk: {full}"] if full else []
+        skipped += [f"GPU tasks: {no_gpus}"] if no_gpus else []
+        history = self.folder / "history.jsonl"
+        history.write_text("".join(json.dumps(asdict(event)) + "\n" for event in self.history))
+        ends = Counter(final.status for final in outcome.tasks.values()) + Counter(deleted=len(outcome.gone))
+        found = violations(self.history, outcome)
+        return Report(self.seed, self.kills, ends, time.monotonic() - self.began, skipped, found, history)
+
+    def note(self, what: str, **facts: Any) -> None:
+        self.history.append(Event(round(time.monotonic() - self.began, 3), what, facts))
+
+    # --- acting --------------------------------------------------------------------------------------------------
+
+    def _act_until(self, kills: int, can_fill: bool) -> None:
+        acts: list[tuple[Callable[[], None], int]] = [
+            (self.submit, 30), (self.cancel, 5), (self.delete, 3), (self.submit_again, 3), (self.kill_runner, 8),
+            (self.kill_engine, 4), (self.kill_spawner, 3), (self.kill_worker, 3), (self.kill_scheduler, 3),
+            (self.kill_master, 2), (self.kill_all_web, 2), (self.kill_runner_and_scheduler, 3), (self.stop_runner, 2),
+            (self.stop_worker, 1), (self.stop_spawner_and_kill_scheduler, 1),
+            (self.fill_disk, 1 if can_fill else 0),
+        ]  # fmt: skip
+        looker = threading.Thread(target=self._look, name="look")
+        looker.start()
+        try:
+            while self.kills.total() < kills:
+                self._do_what_is_due()
+                (act,) = self.random.choices([act for act, _ in acts], [weight for _, weight in acts])
+                act()
+                self._restart_if_dead()
+                threading.Event().wait(self.random.expovariate(1 / 0.15))
+            self._do_what_is_due(all_of_it=True)
+        finally:
+            self.calm.set()
+            looker.join()
+
+    def submit(self) -> None:
+        (engine,) = self.random.choices([name for name, _ in self.engines], [weight for _, weight in self.engines])
+        body = {
+            "prompt": "a person speaks", "image_path": self.image, "audio_path": self.audio, "size": "384*256",
+            "engine": engine, "seed": self.random.randrange(2**31),
+        }  # fmt: skip
+        self._submit(self.names.pop(), body)
+
+    def submit_again(self) -> None:
+        for key, body in list(self.unanswered.items()):
+            self._submit(key, body)
+
+    def _submit(self, key: str, body: dict[str, Any]) -> None:
+        self.unanswered[key] = body
+        status, answer = self._call("POST", "/api/v1/generate", json=body, headers={"Idempotency-Key": key})
+        if status == 201:
+            del self.unanswered[key]
+            self.note("accepted", key=key, task=answer["task_id"])
+        else:
+            self.note("not-accepted", key=key, status=status)
+
+    def cancel(self) -> None:
+        self._delete(("queued", "processing"))
+
+    def delete(self) -> None:
+        self._delete(ENDED)
+
+    def _delete(self, statuses: tuple[str, ...]) -> None:
+        task = self._pick([task for task, status in self._last_seen().items() if status in statuses])
+        if task is None:
+            return
+        self.note("cancel", task=task)  # also without an answer it may have been taken
+        status, _ = self._call("DELETE", f"/api/v1/task/{task}")
+        if status == 204 or (status is None and self._row(task) is None) or status == 410:
+            self.note("deleted", task=task)
+        else:
+            self.note("not-deleted", task=task, status=status)
+
+    def fill_disk(self) -> None:
+        """Leave no room for a second, with what is running."""
+        filler = self.service.data / "filler"
+        self.note("disk", full=True)
+        with suppress(OSError), filler.open("wb") as file:
+            while True:
+                file.write(bytes(2**20))
+        self._later(1.0, lambda: (filler.unlink(), self.note("disk", full=False)))
+
+    # --- killing -------------------------------------------------------------------------------------------------
+
+    def kill_runner(self) -> None:
+        self._kill("runner", self._pick(self._runners()))
+
+    def kill_engine(self) -> None:
+        runner = self._pick(self._runners())
+        with suppress(psutil.NoSuchProcess):
+            self._kill("engine", self._pick(runner.children() if runner else []))
+
+    def kill_worker(self) -> None:
+        self._kill("worker", self._pick(self._workers()))
+
+    def kill_scheduler(self) -> None:
+        self._kill("scheduler", self._spawner_and_parent()[1])
+
+    def kill_spawner(self) -> None:
+        self._kill("spawner", self._spawner_and_parent()[0])
+
+    def kill_master(self) -> None:
+        """The workers notice by themselves; until they do, they serve on beside the next ones."""
+        self._kill("master", psutil.Process(self.service.process.pid))
+        self.service.process.wait(10)
+
+    def kill_all_web(self) -> None:
+        for process in self.service.processes():
+            self._kill("web", process, count=1 if process.pid == self.service.process.pid else 0)
+        self.service.process.wait(10)
+
+    def kill_runner_and_scheduler(self) -> None:
+        runner, scheduler = self._pick(self._runners()), self._spawner_and_parent()[1]
+        if runner is not None and scheduler is not None:
+            self._kill("runner", runner)
+            self._kill("scheduler", scheduler)
+
+    def stop_runner(self) -> None:
+        """It is killed by the scheduler once its lease is over."""
+        self._kill("runner stopped", self._pick(self._runners()), signal.SIGSTOP)
+
+    def stop_worker(self) -> None:
+        worker = self._pick(self._workers())
+        self._kill("worker stopped", worker, signal.SIGSTOP)
+        if worker is not None:
+            self._later(self.random.uniform(0.5, 2.0), lambda: self._signal(worker, signal.SIGKILL))
+
+    def stop_spawner_and_kill_scheduler(self) -> None:
+        spawner, scheduler = self._spawner_and_parent()
+        if spawner is not None:
+            self._signal(spawner, signal.SIGSTOP)
+            self._kill("scheduler", scheduler)
+
+    def _kill(self, kind: str, process: psutil.Process | None, number: int = signal.SIGKILL, count: int = 1) -> None:
+        if process is not None and self._signal(process, number):
+            self.kills[kind] += count
+            self.note("kill", kind=kind, pid=process.pid)
+
+    @staticmethod
+    def _signal(process: psutil.Process, number: int) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+            return True
+        return False
+
+    def _later(self, seconds: float, do: Callable[[], object]) -> None:
+        self.due.append((time.monotonic() + seconds, lambda: do() and None))
+
+    def _do_what_is_due(self, all_of_it: bool = False) -> None:
+        for at, do in list(self.due):
+            if all_of_it or at <= time.monotonic():
+                self.due.remove((at, do))
+                do()
+
+    def _restart_if_dead(self) -> None:
+        if self.service.process is not None and self.service.process.poll() is not None:
+            self._do_what_is_due(all_of_it=True)  # a stopped worker holds the port, a full disk health
+            self.service.start()
+            self.note("started")
+
+    # --- looking -------------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Follow all tasks until all is calm."""
+        last: dict[str, tuple[str, int]] = {}
+        while not self.calm.wait(0.1):
+            _, answer = self._call("GET", "/api/v1/tasks?limit=100")
+            for task in (answer or {}).get("tasks", []):
+                self._see(task["task_id"], (task["status"], task["attempt"]), last)
+
+    def _see(self, task: str, now: tuple[str, int], last: dict[str, tuple[str, int]]) -> None:
+        if last.get(task) == now:
+            return
+        last[task] = now
+        self.note("seen", task=task, status=now[0], attempt=now[1])
+        left = [process.pid for process in marked({"AVATAR_TASK_ID": task})] if now[0] == "cancelled" else []
+        if left:
+            self.note("left", task=task, pids=left)
+
+    def _last_seen(self) -> dict[str, str]:
+        seen = {event.facts["task"]: event.facts["status"] for event in list(self.history) if event.what == "seen"}
+        gone = {event.facts["task"] for event in list(self.history) if event.what == "deleted"}
+        return {task: status for task, status in seen.items() if task not in gone}
+
+    def _call(self, method: str, path: str, **options: Any) -> tuple[int | None, Any]:
+        """Return status and body; None where there was no answer."""
+        try:
+            answer = self.http.request(method, self.service.url + path, **options)
+        except urllib3.exceptions.HTTPError:
+            return None, None
+        is_json = "json" in answer.headers.get("Content-Type", "")
+        return answer.status, json.loads(answer.data) if is_json else answer.data
+
+    def _pick(self, among: list[Any]) -> Any:
+        return self.random.choice(among) if among else None
+
+    def _query(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+        with sqlite3.connect(f"file:{self.service.data}/avatar.db?mode=ro", uri=True, timeout=10) as db:
+            return db.execute(query, values).fetchall()
+
+    def _row(self, task: str) -> tuple[Any, ...] | None:
+        return next(iter(self._query("SELECT status FROM tasks WHERE id = ?", task)), None)
+
+    def _runners(self) -> list[psutil.Process]:
+        rows = self._query("SELECT runner FROM tasks WHERE status = 'processing' AND runner IS NOT NULL ORDER BY seq")
+        told = [runner for (text,) in rows if (runner := json.loads(text))]
+        found = []
+        for runner in told:
+            with suppress(psutil.NoSuchProcess):
+                if is_alive(runner["pid"], runner["start_time"]):
+                    found.append(psutil.Process(runner["pid"]))
+        return found
+
+    def _workers(self) -> list[psutil.Process]:
+        return psutil.Process(self.service.process.pid).children()
+
+    def _spawner_and_parent(self) -> tuple[psutil.Process | None, psutil.Process | None]:
+        for worker in self._workers():
+            with suppress(psutil.Error):
+                for child in worker.children():
+                    if "tasks.spawner" in child.cmdline():
+                        return child, worker
+        return None, None
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def _quiet(self) -> Outcome:
+        """Wait until every task has ended, restart with all files old, so that the sweep runs, and look at all."""
+        self._until("every submit is answered", self._all_answered)
+        self._until("every task has ended", lambda: not self._open_tasks())
+        self.service.stop()
+        rig.age(self.service.data)
+        self.service.start()
+        with suppress(AssertionError):  # what is left is told by name
+            self._until("nothing is left", lambda: not self._left(), 20.0)
+        deleted = {event.facts["task"] for event in self.history if event.what == "deleted"}
+        gone = frozenset(task for task in deleted if self._call("GET", f"/api/v1/task/{task}")[0] == 410)
+        tasks = {task: self._final(task) for (task,) in self._query("SELECT id FROM tasks")}
+        starts = [tuple(line.split()[1:3]) for line in (self.folder / "starts.txt").read_text().splitlines()]
+        twice = self.folder / "claims" / "taken-twice"
+        return Outcome(
+            tasks, gone, [(task, int(attempt)) for task, attempt in starts],
+            twice.read_text().splitlines() if twice.exists() else [], self._left(), MAX_ATTEMPTS,
+        )  # fmt: skip
+
+    def _all_answered(self) -> bool:
+        self.submit_again()
+        return not self.unanswered
+
+    def _open_tasks(self) -> list[tuple[Any, ...]]:
+        return self._query("SELECT id, status FROM tasks WHERE status IN ('queued', 'processing')")
+
+    def _until(self, what: str, holds: Callable[[], bool], seconds: float = _QUIET_SECONDS) -> None:
+        deadline, pause = time.monotonic() + seconds, threading.Event()
+        while not holds():
+            assert time.monotonic() < deadline, (
+                f"not in {seconds} s: {what}; {self._open_tasks()}; {self.service.log()}"
+            )
+            self._restart_if_dead()
+            pause.wait(0.1)
+
+    def _final(self, task_id: str) -> Final:
+        _, task = self._call("GET", f"/api/v1/task/{task_id}")
+        return Final(task["status"], task["attempt"], self._fetched(task))
+
+    def _fetched(self, task: dict[str, Any]) -> bool:
+        """Say whether the video can be fetched, as it was described."""
+        video = task["video"] or {"sha256": ""}
+        status, data = self._call("GET", f"/results/{task['task_id']}/video.mp4")
+        poster, _ = self._call("GET", f"/results/{task['task_id']}/poster.jpg")
+        return (status, poster) == (200, 200) and hashlib.sha256(data).hexdigest() == video["sha256"]
+
+    def _left(self) -> list[str]:
+        """Return all files that belong to no row, of dead attempts, or half made, and all processes of tasks."""
+        data = self.service.data
+        rows = dict(self._query("SELECT id, CASE status WHEN 'completed' THEN attempt END FROM tasks"))
+        uploads = {path for (path,) in self._query("SELECT path FROM uploads")}
+        left = [path for path in (data / "tasks").iterdir() if path.name not in rows]
+        left += [path for path in (data / "results").glob("*/*") if str(rows.get(path.parent.name)) != path.name]
+        left += [path for path in data.glob("tasks/*/attempts/*/*/*") if path.parent.name in ("out", "publish")]
+        left += [*(data / "tmp").iterdir()]
+        left += [path for path in data.glob("uploads/*/*") if f"/uploads/{path.parent.name}/{path.name}" not in uploads]
+        left += [path for path in data.rglob(".*") if path.is_file()]
+        ours = {task for line in (self.folder / "starts.txt").read_text().splitlines() for task in [line.split()[1]]}
+        alive = [p for p in psutil.process_iter() if self._task_of(p) in ours]
+        return [str(path.relative_to(data)) for path in left] + [f"process {p.pid} {p.name()}" for p in alive]
+
+    @staticmethod
+    def _task_of(process: psutil.Process) -> str | None:
+        with suppress(psutil.Error, OSError):
+            return process.environ().get("AVATAR_TASK_ID")
+        return None
+
+    def clean_up(self) -> None:
+        if self.service.process is not None:
+            for process in self.service.processes() if self.service.process.poll() is None else []:
+                self._signal(process, signal.SIGCONT)
+        self.service.clean_up()

@@ -1,0 +1,98 @@
+"""What a chaos round needs of a machine: a small disk, simulated GPUs, stand-in engines, a portrait and a voice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from tests.conftest import ROOT
+from tests.fakes.nvml import build as nvml
+from tests.tasks.conftest import write_video
+
+DISK_MIB = 512  # free space is asked for at admission, so it must not be tiny
+GPUS = 4
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[str]:
+    """Mount a tmpfs on the folder where that is allowed; yield why not, or nothing."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "chaos", str(folder)]
+    try:
+        made = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        why = made.stderr.strip() if made.returncode else ""
+    except FileNotFoundError:
+        why = "there is no mount here"
+    try:
+        yield why
+    finally:
+        if not why:
+            subprocess.run(["umount", "-l", str(folder)], timeout=20, check=True)
+
+
+def simulated_gpus(folder: Path) -> tuple[dict[str, str], str]:
+    """Return the variables that show GPUs to the service, and why there are none, or nothing."""
+    if shutil.which("cc") is None and shutil.which("gcc") is None:
+        return {}, "no C compiler for the simulated NVML"
+    return nvml.environment(nvml.build(folder), nvml.write(folder / "machine", nvml.fleet(GPUS))), ""
+
+
+def engines(folder: Path) -> Path:
+    """Write the engine table: short, long, deaf and failing tasks on the CPU, gangs and single ones on GPUs."""
+    claims = folder / "claims"
+    claims.mkdir()
+    (folder / "starts.txt").touch()
+    common = {
+        "FAKE_VIDEO": str(write_video(folder / "ready.mp4")), "FAKE_STARTS": str(folder / "starts.txt"),
+        "FAKE_CLAIMS": str(claims),
+    }  # fmt: skip
+
+    def row(behaviour: str, seconds: float, **more: object) -> dict[str, object]:
+        env = {**common, "FAKE_ENGINE": behaviour, "FAKE_SECONDS": str(seconds)}
+        return {
+            "name": behaviour, "script": str(ROOT / "tests/fakes/engine.sh"), "grace_seconds": 1.0, "env": env, **more,
+        }  # fmt: skip
+
+    gang = {"builds": [{"base_gib": 1.0}]}
+    table = yaml.safe_load((ROOT / "configs" / "engines.yaml").read_text())
+    preview = table["engines"]["preview"]
+    made = {
+        "short": [row("copy", 0)],
+        "long": [row("slow_copy", 3)],
+        "deaf": [row("stubborn_copy", 2)],
+        "failing": [row("fail", 0)],
+        "gang": [row("slow_copy", 2, name="two", gpus=2, **gang), row("slow_copy", 2, name="one", gpus=1, **gang)],
+    }
+    path = folder / "engines.yaml"
+    engines = {"preview": preview, **{name: {"profiles": rows} for name, rows in made.items()}}
+    path.write_text(yaml.safe_dump({"engines": engines}, sort_keys=False))
+    return path
+
+
+def inputs(folder: Path) -> tuple[Path, Path]:
+    """Make a portrait and a second of a tone; return both."""
+    folder.mkdir()
+    portrait, voice = folder / "portrait.png", folder / "voice.wav"
+    noise = np.random.default_rng(1).integers(0, 255, (72, 96, 3), np.uint8)
+    Image.fromarray(noise).resize((384, 256)).save(portrait)
+    tone = np.sin(np.arange(16_000) * 2 * np.pi * 220 / 16_000) * 8000
+    with wave.open(str(voice), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(tone.astype("<i2").tobytes())
+    return portrait, voice
+
+
+def age(folder: Path, days: float = 3.0) -> None:
+    """Make everything below `folder` that old, so that a sweep takes what nobody owns."""
+    for path in [*folder.rglob("*")]:
+        then = path.lstat().st_mtime - days * 86_400
+        os.utime(path, (then, then), follow_symlinks=False)
