@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from task_manager import TaskGone
-from tasks.model import ErrorCode, OutputFormat, Phase, Status
+from task_manager import PreparedInput, TaskGone, TaskManager
+from tasks.model import ErrorCode, OutputFormat, Phase, Status, Task
+from tests.conftest import ROOT
 from tests.tasks.conftest import FRAMES, Bench, write_video
+from utils.media import AudioFacts, ImageFacts
 from utils.process import try_lock
 
 
@@ -114,21 +118,49 @@ def test_cancelling_a_queued_task_takes_it_out_of_the_queue(bench: Bench) -> Non
     assert bench.starts_of(second) == []
 
 
-@pytest.mark.parametrize(("behaviour", "limit"), [("hang", 2.0), ("stubborn", 1.0 + 2.0)])
-def test_cancelled_means_that_no_process_is_left(bench: Bench, behaviour: str, limit: float) -> None:
-    manager = bench.open(behaviour)
-    task = bench.submit(manager)
+def cancel(bench: Bench, manager: TaskManager, task: Task) -> tuple[Task, float, float]:
+    """Cancel a task that generates; return it, the seconds it took, and those of them after its engine's own exit."""
     task = bench.until(manager, task, lambda seen: seen.phase is Phase.GENERATING)
-    if behaviour == "stubborn":
-        assert len(bench.processes_of(task)) == 2  # the engine and its grandchild
+    engines = [process for process in bench.processes_of(task) if os.getsid(process.pid) == process.pid]
+    engine = min(engines, key=lambda process: process.create_time())
+    exited: list[float] = []
+    watcher = threading.Thread(target=lambda: (select.select([pidfd], [], []), exited.append(time.monotonic())))
+    pidfd = os.pidfd_open(engine.pid)
+    watcher.start()
     began = time.monotonic()
     view = manager.delete(task.id, "default")
     assert (view.task.status, view.task.cancel_requested) == (Status.PROCESSING, True)
     task = bench.ended(manager, task)
-    assert time.monotonic() - began < limit
-    assert task.status is Status.CANCELLED
-    assert bench.left_of(task) == []
-    assert task.failure is None
+    told = time.monotonic()
+    assert bench.left_of(task) == [], "when it says so, no process is left"
+    watcher.join(10)
+    os.close(pidfd)
+    print(f"cancelled {told - began:.2f} s after DELETE, {told - exited[0]:.2f} s after the engine's exit")
+    assert (task.status, task.failure) == (Status.CANCELLED, None)
+    return task, told - began, told - exited[0]
+
+
+@pytest.mark.parametrize(("behaviour", "limit"), [("hang", 2.0), ("stubborn", 1.0 + 2.0)])
+def test_cancelled_means_that_no_process_is_left(bench: Bench, behaviour: str, limit: float) -> None:
+    """Also where the engine ignores SIGTERM for its grace of 1 s and a grandchild left the session."""
+    manager = bench.open(behaviour)
+    task = bench.submit(manager)
+    if behaviour == "stubborn":
+        bench.until(manager, task, lambda seen: seen.phase is Phase.GENERATING)
+        assert len(bench.processes_of(task)) == 2  # the engine and its grandchild
+    _, seconds, after_exit = cancel(bench, manager, task)
+    assert seconds < limit
+    assert after_exit < 1.0
+
+
+def test_the_preview_is_cancelled_within_two_seconds(bench: Bench) -> None:
+    manager = bench.open(script=str(ROOT / "scripts" / "preview.sh"), grace_seconds=5.0)
+    portrait = PreparedInput(ROOT / "samples" / "portrait.png", ImageFacts(1056, 576), "i")
+    speech = PreparedInput(ROOT / "samples" / "speech.wav", AudioFacts(12.06, 22_050, 1, 266_026), "a")
+    task = bench.submit(manager, image=portrait, audio=speech, size="704*384")
+    _, seconds, after_exit = cancel(bench, manager, task)
+    assert seconds < 2.0
+    assert after_exit < 1.0
 
 
 def test_a_child_that_a_finished_engine_left_is_killed(bench: Bench) -> None:

@@ -91,7 +91,7 @@ def acted(bench: Bench, point: Point) -> bool:
 def test_killed_before_the_row_is_committed_there_is_no_task_and_no_file(
     bench: Bench, web: Callable[..., subprocess.Popen[str]], point: Point
 ) -> None:
-    assert web(point).wait(30) == -signal.SIGKILL
+    assert web(point).wait(100) == -signal.SIGKILL
     assert acted(bench, point)
     folders = list((bench.folder / "data" / "tasks").iterdir())
     assert len(folders) == 1, "the inputs were on disk"
@@ -115,7 +115,7 @@ def test_killed_before_the_row_is_committed_there_is_no_task_and_no_file(
 def test_killed_from_there_on_the_next_process_brings_the_task_to_its_end(
     bench: Bench, web: Callable[..., subprocess.Popen[str]], point: Point, attempts: int, starts: int
 ) -> None:
-    assert web(point, "slow_copy").wait(30) == -signal.SIGKILL
+    assert web(point, "slow_copy").wait(100) == -signal.SIGKILL
     assert acted(bench, point)
     manager = bench.open()
     with pytest.raises(AlreadyAccepted):  # a client that got no answer asks again
@@ -176,7 +176,7 @@ def test_a_process_killed_while_it_reaps_leaves_the_rest_to_the_next(
     manager = TaskManager(*bench.load("hang"))
     task = bench.until(manager, only_task(manager), lambda seen: seen.phase is Phase.GENERATING and bool(seen.runner))
     os.kill(task.runner.pid, signal.SIGKILL)
-    assert process.wait(30) == -signal.SIGKILL
+    assert process.wait(100) == -signal.SIGKILL
     assert acted(bench, Point.ORPHAN_KILLED)
     manager = bench.open("copy")
     task = bench.ended(manager, task)
@@ -190,7 +190,7 @@ def test_a_process_killed_while_it_deletes_leaves_no_row_and_its_files_to_the_sw
     process = web(Point.RECORD_DELETED)
     assert process.stdout is not None
     task_id = process.stdout.readline().strip()
-    assert process.wait(30) == -signal.SIGKILL
+    assert process.wait(100) == -signal.SIGKILL
     data = bench.folder / "data"
     left = [data / "tasks" / task_id, data / "results" / task_id]
     assert all(path.exists() for path in left)
