@@ -110,7 +110,7 @@ class Attempt:
         except Exception:
             # A bug of ours: said as such, for another attempt would render for hours only to meet it again.
             log.exception("the runner failed")
-            kill_all(below=os.getpid(), marks=self.spec.marks, deadline=_SWEEP_SECONDS)
+            self._kill_all()
             text = "the service failed while it looked after the engine; its runner.log tells more"
             ending = Ending(Event.FAIL, Facts(failure=Failure(ErrorCode.ENGINE_FAILED, text)))
         if ending is None:
@@ -130,7 +130,7 @@ class Attempt:
         self._listen(engine)
         reach(Point.ENGINE_ENDED)
         # Whatever the engine left running still holds memory, files and perhaps a GPU.
-        while not kill_all(below=os.getpid(), marks=self.spec.marks, deadline=_SWEEP_SECONDS):
+        while not self._kill_all():
             log.error("processes of the engine are left that SIGKILL did not end yet; the slot stays taken")
             self._beat(time.monotonic())
         self._reap_orphans()
@@ -355,6 +355,11 @@ class Attempt:
     def _pauses(self) -> list[float]:
         """Retry for about a day; then the file in the attempt's folder is all there is."""
         return [*_RETRY_SECONDS, *[_RETRY_SECONDS[-1]] * (86_400 // int(_RETRY_SECONDS[-1]))]
+
+    def _kill_all(self) -> bool:
+        return kill_all(
+            below=os.getpid(), marks=self.spec.marks, deadline=_SWEEP_SECONDS, cgroup=AttemptSpec.cgroup(self.folder)
+        )
 
     def _discard(self) -> None:
         discard(self.folder, Path(self.spec.results))

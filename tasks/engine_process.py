@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.model import Note, Phase
-from utils.process import die_with_parent
+from utils.process import die_with_parent, join_cgroup
 
 _LINE_LIMIT = 64 * 1024
 
@@ -39,8 +39,15 @@ class EngineProcess:
     """
 
     def __init__(
-        self, argv: Sequence[str], folder: Path, log: Path, environ: Mapping[str, str], inherit: Sequence[int]
-    ) -> None:
+        self, argv: Sequence[str], folder: Path, log: Path, environ: Mapping[str, str], inherit: Sequence[int],
+        cgroup: Path | None = None,
+    ) -> None:  # fmt: skip
+        def prepare() -> None:
+            die_with_parent()
+            if cgroup is not None:
+                with suppress(OSError):  # then it is found by its parents and its marks only
+                    join_cgroup(cgroup)
+
         read_end, write_end = os.pipe2(os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
         os.set_blocking(read_end, False)
         self.channel = read_end
@@ -52,7 +59,7 @@ class EngineProcess:
             self._process = subprocess.Popen(
                 list(argv), cwd=folder, env={**environ, "AVATAR_PROGRESS_FD": str(write_end)},
                 stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, pass_fds=(write_end, *inherit),
-                start_new_session=True, preexec_fn=die_with_parent,
+                start_new_session=True, preexec_fn=prepare,
             )  # fmt: skip
         finally:
             os.close(write_end)

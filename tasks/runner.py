@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tasks.attempt import Attempt
 from tasks.engine_process import EngineProcess
-from tasks.spec import DATABASE_VARIABLE, FAILPOINT_VARIABLE, LOG_FILE, AttemptSpec
+from tasks.spec import CGROUP_FILE, DATABASE_VARIABLE, FAILPOINT_VARIABLE, LOG_FILE, AttemptSpec
 from utils.failpoint import Point, reach
-from utils.process import become_subreaper, name_process, try_lock
+from utils.process import become_subreaper, make_cgroup, name_process, try_lock
 
 _SLOT_SECONDS = 60.0
 _NOT_FOR_ENGINES = (DATABASE_VARIABLE, FAILPOINT_VARIABLE)
@@ -48,8 +48,11 @@ def _is_first(folder: Path) -> bool:
 
 def _start(spec: AttemptSpec, folder: Path, slot: list[int]) -> tuple[EngineProcess | None, str]:
     environ = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_ENGINES}
+    cgroup = make_cgroup(f"avatar-{spec.task_id}-{spec.attempt}")
     try:
-        return EngineProcess(spec.argv, folder, folder / LOG_FILE, environ, slot), ""
+        if cgroup is not None:
+            (folder / CGROUP_FILE).write_text(str(cgroup), "utf-8")  # for whoever comes after this process
+        return EngineProcess(spec.argv, folder, folder / LOG_FILE, environ, slot, cgroup), ""
     except OSError as error:
         return None, f"the engine's script cannot be started: {error.strerror}"
 

@@ -25,6 +25,7 @@ from tasks.placement import Host, Placement, choose
 from tasks.profile import EngineTable
 from tasks.settling import STATE_NAME, Loans, from_state, lend, settle, settling, to_state
 from tasks.spawner import SpawnError
+from tasks.spec import AttemptSpec
 from tasks.store import Store, utc_now
 from tasks.wake import Bell, ring
 from utils.failpoint import Point, reach
@@ -260,12 +261,12 @@ class Scheduler:
     def _end_orphan(self, task: Task) -> None:
         """Do what the dead runner of `task` can no longer do. Nothing of the attempt is left when its row says so."""
         marks = {"AVATAR_TASK_ID": task.id, "AVATAR_ATTEMPT": str(task.attempt)}
-        if not kill_all(below=None, marks=marks, deadline=_KILL_SECONDS):
+        folders = self._launcher.folders
+        made = folders.attempt(task.id, task.attempt), folders.result(task.id, task.attempt)
+        if not kill_all(below=None, marks=marks, deadline=_KILL_SECONDS, cgroup=AttemptSpec.cgroup(made[0])):
             log.error("processes of task %s outlived SIGKILL; its slot stays taken", task.id)
             return
         reach(Point.ORPHAN_KILLED)
-        folders = self._launcher.folders
-        made = folders.attempt(task.id, task.attempt), folders.result(task.id, task.attempt)
         ending = Ending.load(made[0])
         try:
             if ending is not None:

@@ -17,6 +17,7 @@ SPEC_FILE = "spec.json"
 LOG_FILE = "engine.log"
 LOCK_FILE = "lock"
 FINISH_FILE = "finish.json"
+CGROUP_FILE = "cgroup"
 OUTPUT_FOLDER = "out"
 STAGING_FOLDER = "publish"
 
@@ -87,6 +88,14 @@ class AttemptSpec:
         if not usual or (phase is Phase.GENERATING and fraction * self.plan.clips > 1):
             return usual
         return first + self.expected_generate if phase is Phase.ENCODING else first
+
+    @staticmethod
+    def cgroup(folder: Path) -> Path | None:
+        """Return the cgroup that the runner of the attempt in `folder` made for its engine, None where it did not."""
+        try:
+            return Path((folder / CGROUP_FILE).read_text("utf-8"))
+        except FileNotFoundError:
+            return None
 
     @property
     def marks(self) -> dict[str, str]:

@@ -125,8 +125,55 @@ def marked(marks: dict[str, str]) -> list[psutil.Process]:
     return found
 
 
-def kill_all(*, below: int | None, marks: dict[str, str], deadline: float) -> bool:
-    """SIGKILL everything below `below` (a pid, or None) and all that carry `marks`, until none is left.
+def make_cgroup(name: str) -> Path | None:
+    """Make a cgroup of this name below this process's own, where systemd delegated that to us; None elsewhere.
+
+    Whatever is started in it stays in it, also what changes its session and its environment.
+    """
+    own = _own_cgroup()
+    try:
+        if own is None or os.getxattr(own, "user.delegate") != b"1":
+            return None
+        made = own / name
+        made.mkdir()
+    except OSError:
+        return None
+    return made
+
+
+def _own_cgroup() -> Path | None:
+    """Return the folder of this process's cgroup of version 2, None where there is none."""
+    if not LINUX:
+        return None
+    paths = [line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")]
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line]
+    if not paths or not mounts:
+        return None
+    root, mounted = mounts[0][3:5]
+    below = os.path.relpath(paths[0], root)
+    return None if below.startswith("..") else Path(mounted) / below
+
+
+def join_cgroup(cgroup: Path) -> None:
+    """Move this process, with all that it will start, into the cgroup. Raises OSError."""
+    (cgroup / "cgroup.procs").write_text("0")
+
+
+def _end_cgroup(cgroup: Path | None) -> bool:
+    """SIGKILL all that is in the cgroup, at once, and remove it when it is empty; say whether it is."""
+    if cgroup is None or not cgroup.exists():  # an earlier round removed it
+        return True
+    (cgroup / "cgroup.kill").write_text("1")
+    if "populated 0" not in (cgroup / "cgroup.events").read_text():
+        return False
+    for inner in sorted(cgroup.rglob("*/"), reverse=True):
+        inner.rmdir()
+    cgroup.rmdir()
+    return True
+
+
+def kill_all(*, below: int | None, marks: dict[str, str], deadline: float, cgroup: Path | None = None) -> bool:
+    """SIGKILL all in `cgroup`, all below `below` (a pid, or None) and all that carry `marks`, until none is left.
 
     Rounds, because a process may fork while it is being looked for. Returns False when some are left after `deadline`
     seconds (a process in uninterruptible sleep).
@@ -134,15 +181,18 @@ def kill_all(*, below: int | None, marks: dict[str, str], deadline: float) -> bo
     until = time.monotonic() + deadline
     left: list[psutil.Process] = []
     while True:
+        emptied = _end_cgroup(cgroup)
         left = _distinct([*left, *(descendants(below) if below else ()), *(marked(marks) if marks else ())])
-        if not left:
+        if not left and emptied:
             return True
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         _, left = psutil.wait_procs(left, timeout=max(0.0, min(0.5, until - time.monotonic())))
         if time.monotonic() >= until:
-            return not left
+            return not left and emptied
+        if not emptied:
+            time.sleep(0.01)  # what was killed in there is on its way out
 
 
 def _distinct(processes: list[psutil.Process]) -> list[psutil.Process]:

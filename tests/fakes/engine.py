@@ -102,6 +102,17 @@ def stubborn() -> int:
     return hang()
 
 
+def escape() -> int:
+    """Leave a process that nothing but its cgroup tells: another session, no parent, no environment."""
+    child = "import os, time; os.fork() and os._exit(0); print(os.getpid(), flush=True); time.sleep(600)"
+    command = [sys.executable, "-S", "-c", child]
+    with subprocess.Popen(command, env={}, start_new_session=True, stdout=subprocess.PIPE) as made:
+        pid = made.stdout.readline()
+    with open(os.path.join(OUTPUT, "..", "escaped"), "wb") as file:
+        file.write(pid)
+    return hang()
+
+
 def stubborn_copy() -> int:
     """Like stubborn, but it gets done where nobody stops it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def test_a_runner_that_lost_its_attempt_stops_and_publishes_nothing(bench: Bench
     engine = psutil.Process(int(bench.starts_of(task)[0][3]))
     if stopped:
         runner.suspend()
-        wait_for_zombie(engine)
+        wait_until(lambda: engine.status() == psutil.STATUS_ZOMBIE)  # which its parent cannot collect
     moved_on = manager.store.happen(manager.view(task.id, "default").task, Event.REQUEUE)
     if stopped:
         bench.until(manager, task, lambda seen: seen.attempt == 2)
@@ -108,13 +110,57 @@ def test_the_death_of_a_second_fork_does_not_keep_the_scheduler_awake(
     assert len(looks) < 20
 
 
+@pytest.fixture
+def delegated() -> Iterator[Path]:
+    """Put this process, and what it will start, into a cgroup that is delegated to it; back at the end."""
+    mounts = [
+        line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line
+    ]
+    own = [line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")]
+    if not mounts or not own or not os.access(mounts[0], os.W_OK):
+        pytest.skip("no cgroup2 that this user may write")
+    home = Path(mounts[0] + own[0])
+    made = home / f"avatar-test-{uuid.uuid4().hex}"
+    try:
+        made.mkdir()
+        os.setxattr(made, "user.delegate", b"1")
+        (made / "cgroup.procs").write_text("0")
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error}")
+    yield made
+    (home / "cgroup.procs").write_text("0")
+    (made / "cgroup.kill").write_text("1")
+    wait_until(lambda: "populated 0" in (made / "cgroup.events").read_text())
+    for inner in [path for path in made.iterdir() if path.is_dir()]:
+        inner.rmdir()
+    made.rmdir()
+
+
+@pytest.mark.parametrize("end", ["cancel", "kill"])
+def test_in_a_delegated_cgroup_nothing_escapes_not_even_without_an_environment(
+    delegated: Path, bench: Bench, end: str
+) -> None:
+    manager = bench.open("escape")
+    task = bench.until(
+        manager, bench.submit(manager), lambda seen: seen.phase is Phase.GENERATING and bool(seen.runner)
+    )
+    escaped = psutil.Process(int((manager.folders.attempt(task.id, 1) / "escaped").read_text()))
+    assert escaped.environ() == {}
+    assert [path.name for path in delegated.iterdir() if path.is_dir()] == [f"avatar-{task.id}-1"]
+    if end == "kill":
+        os.kill(task.runner.pid, signal.SIGKILL)
+    manager.delete(task.id, "default")
+    assert bench.ended(manager, task).status is Status.CANCELLED
+    assert not escaped.is_running() or escaped.status() == psutil.STATUS_ZOMBIE
+    wait_until(lambda: not any(path.is_dir() for path in delegated.iterdir()))
+
+
 def mark_of(manager: TaskManager, point: Point) -> Path:
     return manager.folders.data / f"failpoint-{point}"
 
 
-def wait_for_zombie(process: psutil.Process) -> None:
-    """Wait until a process has ended that nobody waited for yet."""
-    deadline = time.monotonic() + 20
-    while process.status() != psutil.STATUS_ZOMBIE:
+def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)
