@@ -108,11 +108,11 @@ class Spawner:
 
 def main(argv: list[str]) -> int:
     """Fork a runner for each request on the socket `argv[1]`, until its other end is closed."""
+    # While it is stopped it sees no channel close, and holds the lock of an attempt that it was asked for.
+    die_with_parent(signal.SIGKILL)
     _import_for_runners()
     gc.freeze()  # what was imported stays: no collection in a runner touches, and so copies, its pages
     channel = socket.socket(fileno=int(argv[1]))
-    # While it is stopped it sees no channel close, and holds the lock of an attempt that it was asked for.
-    die_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # runners that end need no waiting for
     channel.send(b"ready")
     while True:

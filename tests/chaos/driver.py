@@ -35,7 +35,7 @@ _ENGINES = (("short", 8), ("long", 4), ("deaf", 2), ("gang", 5), ("failing", 1),
 _SETTINGS = {
     "AVATAR_ENV": "test", "AVATAR_SLOTS__CPU": "3", "AVATAR_RUNNER__MAX_ATTEMPTS": str(MAX_ATTEMPTS),
     "AVATAR_RUNNER__HEARTBEAT_SECONDS": "0.5", "AVATAR_RUNNER__LEASE_SECONDS": "4",
-    "AVATAR_RUNNER__POLL_SECONDS": "0.1",
+    "AVATAR_RUNNER__POLL_SECONDS": "0.1", "AVATAR_DISK__RESERVE_BYTES": str(32 * 2**20),
 }  # fmt: skip
 
 
@@ -223,7 +223,7 @@ class Chaos:
 
     def stop_spawner_and_kill_scheduler(self) -> None:
         spawner, scheduler = self._spawner_and_parent()
-        if spawner is not None:
+        if spawner is not None and time.time() - spawner.create_time() > 5.0:  # its interpreter has started
             self._signal(spawner, signal.SIGSTOP)
             self._kill("scheduler", scheduler)
 
@@ -321,14 +321,10 @@ class Chaos:
     # --- the end -------------------------------------------------------------------------------------------------
 
     def _quiet(self) -> Outcome:
-        """Wait until every task has ended, restart with all files old, so that the sweep runs, and look at all."""
+        """Wait until every task has ended, sweep as if hours had gone by, and look at all."""
         self._until("every submit is answered", self._all_answered)
         self._until("every task has ended", lambda: not self._open_tasks())
-        self.service.stop()
-        rig.age(self.service.data)
-        self.service.start()
-        with suppress(AssertionError):  # what is left is told by name
-            self._until("nothing is left", lambda: not self._left(), 20.0)
+        rig.sweep_later(self.service.data, self.folder / "engines.yaml")
         deleted = {event.facts["task"] for event in self.history if event.what == "deleted"}
         gone = frozenset(task for task in deleted if self._call("GET", f"/api/v1/task/{task}")[0] == 410)
         tasks = {task: self._final(task) for (task,) in self._query("SELECT id FROM tasks")}
@@ -377,15 +373,20 @@ class Chaos:
         left += [*(data / "tmp").iterdir()]
         left += [path for path in data.glob("uploads/*/*") if f"/uploads/{path.parent.name}/{path.name}" not in uploads]
         left += [path for path in data.rglob(".*") if path.is_file()]
-        ours = {task for line in (self.folder / "starts.txt").read_text().splitlines() for task in [line.split()[1]]}
-        alive = [p for p in psutil.process_iter() if self._task_of(p) in ours]
-        return [str(path.relative_to(data)) for path in left] + [f"process {p.pid} {p.name()}" for p in alive]
+        return [str(path.relative_to(data)) for path in left] + self._strays()
 
-    @staticmethod
-    def _task_of(process: psutil.Process) -> str | None:
-        with suppress(psutil.Error, OSError):
-            return process.environ().get("AVATAR_TASK_ID")
-        return None
+    def _strays(self) -> list[str]:
+        """Return the processes of the service and of its tasks that do not descend from the server that runs now."""
+        lines = (self.folder / "starts.txt").read_text().splitlines()
+        tasks, found = {line.split()[1] for line in lines}, []
+        serving = {p.pid for p in psutil.Process(self.service.process.pid).children(recursive=True)}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                told = process.environ()
+                ours = told.get("AVATAR_DATA_DIR") == str(self.service.data) or told.get("AVATAR_TASK_ID") in tasks
+                if ours and process.pid not in serving | {self.service.process.pid}:
+                    found.append(f"process {process.pid} {process.name()} {process.status()}")
+        return found
 
     def clean_up(self) -> None:
         if self.service.process is not None:

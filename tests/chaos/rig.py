@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import yaml
 from PIL import Image
 
+from config_loader import load_engines, load_settings
+from task_manager import TaskManager
+from tasks.retention import Sweeper
+from tasks.store import utc_now
 from tests.conftest import ROOT
 from tests.fakes.nvml import build as nvml
 from tests.tasks.conftest import write_video
@@ -91,8 +95,10 @@ def inputs(folder: Path) -> tuple[Path, Path]:
     return portrait, voice
 
 
-def age(folder: Path, days: float = 3.0) -> None:
-    """Make everything below `folder` that old, so that a sweep takes what nobody owns."""
-    for path in [*folder.rglob("*")]:
-        then = path.lstat().st_mtime - days * 86_400
-        os.utime(path, (then, then), follow_symlinks=False)
+def sweep_later(data: Path, table: Path) -> None:
+    """Sweep the data folder of a service as if two hours had gone by."""
+    settings = load_settings({"data_dir": str(data), "engines": {"table": str(table)}})
+    manager = TaskManager(settings, load_engines(settings))
+    later = lambda: utc_now() + timedelta(hours=2)  # noqa: E731
+    Sweeper(manager.store, manager.folders, manager.disk, manager.retention, later).sweep()
+    manager.store.close()

@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,8 @@ import pytest
 from config_loader import ConfigError, load_settings
 from task_manager import TaskGone, TaskManager
 from tasks.model import ErrorCode, Phase, Status, Task
-from tasks.store import AlreadyAccepted
+from tasks.retention import Sweeper
+from tasks.store import AlreadyAccepted, utc_now
 from tests.conftest import ROOT
 from tests.tasks.conftest import Bench
 from utils.failpoint import Point
@@ -95,9 +96,9 @@ def test_killed_before_the_row_is_committed_there_is_no_task_and_no_file(
     assert acted(bench, point)
     folders = list((bench.folder / "data" / "tasks").iterdir())
     assert len(folders) == 1, "the inputs were on disk"
-    os.utime(folders[0], (1, 1))  # long ago
     manager = bench.open()
-    wait_until(lambda: not folders[0].exists())
+    sweep_later(manager)
+    assert not folders[0].exists()
     assert manager.page("default", [], 10, None) == []
     again = bench.submit(manager, idempotency_key="k")
     assert bench.ended(manager, again).status is Status.COMPLETED, "the key is not used up"
@@ -194,12 +195,11 @@ def test_a_process_killed_while_it_deletes_leaves_no_row_and_its_files_to_the_sw
     data = bench.folder / "data"
     left = [data / "tasks" / task_id, data / "results" / task_id]
     assert all(path.exists() for path in left)
-    for path in left:
-        os.utime(path, (1, 1))
     manager = bench.open()
     with pytest.raises(TaskGone):
         manager.view(task_id, "default")
-    wait_until(lambda: not any(path.exists() for path in left))
+    sweep_later(manager)
+    assert not any(path.exists() for path in left)
 
 
 @pytest.mark.parametrize("point", [Point.INPUTS_WRITTEN, Point.ROW_WRITTEN])
@@ -252,8 +252,7 @@ def arm_here(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(failpoint, "_armed", failpoint.FailPoint.parse(text, Path()))
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def sweep_later(manager: TaskManager) -> None:
+    """Sweep as if two hours had gone by, after which a file without a row belongs to nobody."""
+    later = lambda: utc_now() + timedelta(hours=2)  # noqa: E731
+    Sweeper(manager.store, manager.folders, manager.disk, manager.retention, later).sweep()
