@@ -95,7 +95,7 @@ def test_a_clock_that_is_set_forward_kills_no_runner(bench: Bench) -> None:
 
 
 def test_a_watched_process_that_is_dead_gives_way_to_the_runner_that_lives(bench: Bench) -> None:
-    """Else it keeps the scheduler awake: a spawner killed after it forked leads to a second fork, which ends at once."""
+    """Else it keeps the scheduler awake: a spawner killed after it forked leads to another fork that ends at once."""
     manager = bench.open("hang")
     task = bench.until(
         manager, bench.submit(manager), lambda seen: seen.phase is Phase.GENERATING and bool(seen.runner)
