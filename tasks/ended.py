@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, func, insert, or_, select, tuple_, update
 
 from tasks.disk import Ballast
 from tasks.model import LostRace, Status, Task
@@ -14,6 +14,9 @@ from tasks.schema import idempotency_keys, tasks, tombstones
 
 IDEMPOTENCY_TTL = timedelta(hours=24)
 """How long a key is kept after the end of its task."""
+
+_AT_ONCE = 500
+"""Rows in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +115,14 @@ class Ended:
         now = self._now()
         # Asked of each key, of which there are those of a day, not of all tasks that ever ended.
         ended = exists().where(tasks.c.id == idempotency_keys.c.task_id, tasks.c.finish_time < now - IDEMPOTENCY_TTL)
-        with self._writing.begin() as db:
-            return db.execute(delete(idempotency_keys).where(or_(idempotency_keys.c.expires_at < now, ended))).rowcount
+        name = (idempotency_keys.c.tenant, idempotency_keys.c.key)
+        # Looked for without the lock of writers: with many keys it takes longer than a request should wait.
+        with self._engine.begin() as db:
+            old = db.execute(select(*name).where(or_(idempotency_keys.c.expires_at < now, ended))).all()
+        for some in (old[at : at + _AT_ONCE] for at in range(0, len(old), _AT_ONCE)):
+            with self._writing.begin() as db:
+                db.execute(delete(idempotency_keys).where(tuple_(*name).in_([tuple(row) for row in some])))
+        return len(old)
 
 
 def _is_behind(position: tuple[datetime, int]) -> ColumnElement[bool]:

@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.types import TypeDecorator
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration; a test holds it against the migrations folder. Later ones sort after earlier ones."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -99,6 +99,7 @@ tasks = Table(
     Column("stored_bytes", BigInteger),
     Index("tasks_by_turn", "status", "priority", "seq"),
     Index("tasks_of_tenant", "tenant", "seq"),
+    Index("tasks_of_tenant_by_status", "tenant", "status", "seq"),
     Index("tasks_by_end", "finish_time"),
     sqlite_autoincrement=True,
 )
