@@ -1,0 +1,28 @@
+"""A runner does not need the database to do its work: what it cannot tell while others hold it, it tells later."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from contextlib import closing
+
+from tasks.model import Status
+from tests.tasks.conftest import Bench
+
+
+def test_a_runner_works_on_while_the_database_is_locked_and_tells_its_end_later(bench: Bench) -> None:
+    manager = bench.open("slow_copy", env={"FAKE_SECONDS": "2"})
+    task = bench.submit(manager)
+    task = bench.until(manager, task, lambda seen: seen.runner is not None)
+    with closing(sqlite3.connect(manager.folders.data / "avatar.db", isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        published = manager.folders.result(task.id, task.attempt) / "video.mp4"
+        deadline, pause = time.monotonic() + 30, threading.Event()
+        while not published.exists():
+            assert time.monotonic() < deadline, "the lock kept the runner from its work"
+            pause.wait(0.01)
+        assert manager.view(task.id, task.tenant).task.status is Status.PROCESSING
+        holder.execute("ROLLBACK")
+    ended = bench.ended(manager, task)
+    assert (ended.status, ended.attempt, len(bench.starts_of(task))) == (Status.COMPLETED, 1, 1)
