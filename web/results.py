@@ -42,8 +42,12 @@ def send(manager: TaskManager, links: Links, accel_prefix: str, task_id: str, na
     view = manager.view(known_id(task_id), tenant)
     try:
         path = manager.result_file(view.task, name)
+        # RFC 9110 has a server ignore a Range that makes no sense; several ranges at once are of no use here.
+        sensible = _is_one_range(request.headers.get("Range"))
+        if not sensible:
+            request.environ.pop("HTTP_RANGE", None)
         response = _file(path, f"{task_id}{path.suffix}", as_attachment)
-        if accel_prefix:
+        if accel_prefix and sensible:  # nginx would answer some of the others 416
             response = _handed_over(response, accel_prefix + quote(str(path.relative_to(manager.folders.results))))
     except FileNotFoundError:
         manager.view(task_id, tenant)  # it may have gone since: 410, not 404
@@ -61,13 +65,13 @@ def _handed_over(response: Response, address: str) -> Response:
 
 
 def _file(path: Path, download_name: str, as_attachment: bool) -> Response:
-    # RFC 9110 has a server ignore a Range that makes no sense; several ranges at once are of no use here.
-    if not _is_one_range(request.headers.get("Range", "")):
-        request.environ.pop("HTTP_RANGE", None)
     kind = TYPES.get(path.suffix, "application/octet-stream")
     return send_file(path, kind, as_attachment, download_name=download_name)
 
 
-def _is_one_range(asked: str) -> bool:
+def _is_one_range(asked: str | None) -> bool:
+    """Say whether the header asks for one range that could be, or for none."""
+    if asked is None:
+        return True
     found = _ONE_RANGE.fullmatch(asked)
     return found is not None and not (found[1] and found[2] and int(found[1]) > int(found[2]))

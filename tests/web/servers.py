@@ -43,7 +43,7 @@ def gunicorn(folder: Path, **settings: str) -> Iterator[tuple[int, subprocess.Po
         )  # fmt: skip
         try:
             # The socket listens already: the first answer comes as soon as the worker is there.
-            assert get(listener.getsockname()[1], "/api/v1/tasks")[0] == 200, (folder / "server.log").read_text()
+            assert get(listener.getsockname()[1], "/docs")[0] == 200, (folder / "server.log").read_text()
             yield listener.getsockname()[1], process
         finally:
             with suppress(ProcessLookupError):
