@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 SHELLS := $(wildcard scripts/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor setup setup-dev serve test load lint bench record-release constraints
+.PHONY: help demo doctor setup setup-dev serve test load lint audit bench record-release constraints
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,11 @@ lint: setup-dev ## ruff, mypy, shellcheck
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/shellcheck $(SHELLS) .ci/run
+
+audit: setup-dev ## known holes in the pinned packages (needs the network), and ruff's security rules
+	$(VENV)/bin/ruff check --select S .
+	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet --disable-pip-version-check pip-audit; }
+	$(VENV)/audit/bin/pip-audit --disable-pip --no-deps -r constraints.txt
 
 bench: setup-dev ## speed of the preview engine, and of encoding the same frames alone
 	$(PY) -m engines.preview.bench
