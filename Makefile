@@ -37,8 +37,8 @@ lint: setup-dev ## ruff, mypy, shellcheck
 
 audit: setup-dev ## known holes in the pinned packages (needs the network), and ruff's security rules
 	$(VENV)/bin/ruff check --select S .
-	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet --disable-pip-version-check pip-audit; }
-	$(VENV)/audit/bin/pip-audit --disable-pip --no-deps -r constraints.txt
+	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt
 
 bench: setup-dev ## speed of the preview engine, and of encoding the same frames alone
 	$(PY) -m engines.preview.bench
