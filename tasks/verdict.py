@@ -82,7 +82,8 @@ _CAUSES: tuple[tuple[str, ErrorCode, str], ...] = (
         "the GPUs lost touch with each other (NCCL): try again, and look at the driver's log if it stays",
     ),
 )
-"""Texts of a log that tell a cause, the most telling first: what one rank dies of makes the others report NCCL."""
+"""Texts of a log that tell a cause, the most telling first: what one rank dies of makes the others report NCCL, so that
+is a cause only where no rank died of something else."""
 
 _SEE_LOG = "its log may tell why, and another attempt may help"
 _FALSE_SUCCESSES: tuple[tuple[str, ErrorCode, str], ...] = (
@@ -102,7 +103,7 @@ _FALSE_SUCCESSES: tuple[tuple[str, ErrorCode, str], ...] = (
 it could not save it cannot merge either."""
 
 _RANK_ERROR = re.compile(r"^(?:\[\w+\]:)?\[rank\d+\]: (\w[\w.]*(?:Error|Exception)\b[^\r\n]*)", re.MULTILINE)
-_RANK_KILLED = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: (\d+)")
+_RANK_KILLED = re.compile(r"failed \(exitcode: -(?!15\))(\d+)\) local_rank: (\d+)")  # SIGTERM is torchrun's own
 _ECHO = re.compile(r"Connection (?:closed|reset) by peer|NCCL")
 
 
@@ -121,7 +122,8 @@ def judge_exit(
     if disk_full:
         return Failure(ErrorCode.DISK_FULL, DISK_FULL, excerpt_of(log_tail))
     for pattern, code, sentence in _CAUSES:
-        if found := re.search(pattern, log_tail):
+        found = re.search(pattern, log_tail)
+        if found and not (code is ErrorCode.NCCL_ERROR and _died_otherwise(log_tail)):
             return Failure(code, sentence, _around(log_tail, found.end()))
     if status < 0:
         text = f"the engine was killed by {_signal_name(-status)}"
@@ -137,13 +139,21 @@ def _cause(log_tail: str) -> tuple[str, str]:
     Of several processes it is the last that is no echo of another's death, or else what torchrun says of a rank that
     a signal killed: behind both, torchrun's table would fill an excerpt of the end.
     """
-    named = [found for found in _RANK_ERROR.finditer(log_tail) if not _ECHO.search(found[1])]
-    if named:
+    if named := _own_errors(log_tail):
         return _clean(named[-1][1])[:_LINE_CHARS], _around(log_tail, named[-1].start())
     if killed := _RANK_KILLED.search(log_tail):
         return f"process {killed[2]} of it was killed by {_signal_name(int(killed[1]))}", excerpt_of(log_tail)
     lines = [line for line in excerpt_lines(log_tail) if line.strip("=- ")]  # not the rules of torchrun's table
     return (lines[-1].strip() if lines else ""), excerpt_of(log_tail)
+
+
+def _own_errors(log_tail: str) -> list[re.Match[str]]:
+    return [found for found in _RANK_ERROR.finditer(log_tail) if not _ECHO.search(found[1])]
+
+
+def _died_otherwise(log_tail: str) -> bool:
+    """Say whether a rank died of something of its own, of which what others say of NCCL is the echo."""
+    return bool(_own_errors(log_tail) or _RANK_KILLED.search(log_tail))
 
 
 def _around(log_tail: str, position: int) -> str:
