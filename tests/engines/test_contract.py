@@ -219,6 +219,7 @@ def test_a_log_that_nobody_reads_does_not_stop_the_video(tmp_path: Path, short_s
     assert (out / "video.mp4").is_file()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("phase", ["preparing", "generating"])
 def test_sigterm_ends_within_a_second_and_leaves_no_file(tmp_path: Path, phase: str) -> None:
     sound, rate = speech(12)
