@@ -199,6 +199,9 @@ def test_a_result_is_its_owner_s_alone_and_a_signed_link_opens_it(front: Front) 
     url = json.loads(front.ask("/api/v1/task/gen_20261122_0000000000000001").data)["output_video_url"]
     assert front.ask(url, {}).data == VIDEO
     assert front.ask(url + "A", {}).status == 401
+    assert (
+        front.ask(url, {"Content-Length": str(2**30)}, "POST").status == 413
+    )  # nginx has a line for it, with the query
     signature = url.partition("signature=")[2]
     logged = "".join(path.read_text(errors="replace") for path in front.folder.glob("*.log"))
     assert '"path":"/results/gen_20261122_0000000000000001/video.mp4"' in logged
@@ -321,6 +324,8 @@ class Recorder(BaseHTTPRequestHandler):
         self.note()
         self.send_response(200)
         self.send_header("Connection", "close")
+        if wanted := self.headers["X-Wanted"]:
+            self.send_header("X-Accel-Redirect", wanted)
         self.end_headers()
         self.wfile.write(b"first")
         if self.path.endswith("/events"):
@@ -348,7 +353,7 @@ def recorded(tmp_path: Path) -> Iterator[tuple[Front, type[Recorder]]]:
     port = free_port()
     upstream = "".join(f"server 127.0.0.1:{server.server_port};" for server in servers)
     try:
-        with nginx(tmp_path, port, rendered(tmp_path, port, tmp_path, upstream)):
+        with nginx(tmp_path, port, rendered(tmp_path, port, tmp_path / "results", upstream)):
             yield Front(port, tmp_path), noting
     finally:
         noting.go_on.set()
@@ -378,6 +383,18 @@ def test_a_post_that_broke_off_is_not_sent_to_another_upstream(recorded: tuple[F
     assert (answer.status, answer.problem()["error_code"]) == (503, "busy")
     assert int(answer.headers["Retry-After"]) > 0
     assert [method for method, _, _ in noting.seen] == ["POST"]
+
+
+def test_not_even_a_service_gone_wrong_can_send_what_is_beside_the_results(
+    recorded: tuple[Front, type[Recorder]],
+) -> None:
+    front, _ = recorded
+    (front.folder / "results").mkdir()
+    (front.folder / "results" / "video.mp4").write_bytes(b"video")
+    (front.folder / "secret.mp4").write_bytes(b"secret")
+    assert front.ask("/x", {"X-Wanted": "/_results/video.mp4"}).data == b"video"
+    for path in ("/_results../secret.mp4", "/_results/../secret.mp4", "/_results/%2e%2e/secret.mp4", "/secret.mp4"):
+        assert front.ask("/x", {"X-Wanted": path}).data != b"secret", path
 
 
 def test_events_come_as_they_are_sent(recorded: tuple[Front, type[Recorder]]) -> None:
