@@ -322,16 +322,19 @@ class Recorder(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.note()
+        self.close_connection = True
         self.send_response(200)
         self.send_header("Connection", "close")
         if wanted := self.headers["X-Wanted"]:
             self.send_header("X-Accel-Redirect", wanted)
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         self.end_headers()
         self.wfile.write(b"first")
         if self.path.endswith("/events"):
             self.go_on.wait(30)
         self.wfile.write(b"last")
-        self.close_connection = True
+        return None
 
     def do_POST(self) -> None:
         self.note()
