@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -87,6 +88,7 @@ class Chaos:
                 **_SETTINGS, **environment, "AVATAR_ENGINES__TABLE": str(rig.engines(self.folder)),
                 "AVATAR_INPUTS__FOLDERS": str(self.folder / "in"),
             }  # fmt: skip
+            self.clients = stack.enter_context(ThreadPoolExecutor(4, "client"))
             self.image, self.audio = map(str, rig.inputs(self.folder / "in"))
             self.service = Service(self.folder, settings, self.workers)
             self.http = urllib3.PoolManager(maxsize=8, retries=False, timeout=_CALL_SECONDS)
@@ -135,17 +137,18 @@ class Chaos:
             "prompt": "a person speaks", "image_path": self.image, "audio_path": self.audio, "size": "384*256",
             "engine": engine, "seed": self.random.randrange(2**31),
         }  # fmt: skip
-        self._submit(self.names.pop(), body)
+        self.clients.submit(self._submit, self.names.pop(), body)
 
     def submit_again(self) -> None:
         for key, body in list(self.unanswered.items()):
-            self._submit(key, body)
+            self.clients.submit(self._submit, key, body)
 
     def _submit(self, key: str, body: dict[str, Any]) -> None:
+        """Submit, perhaps beside others and perhaps again; a client keeps asking until it is answered."""
         self.unanswered[key] = body
         status, answer = self._call("POST", "/api/v1/generate", json=body, headers={"Idempotency-Key": key})
         if status == 201:
-            del self.unanswered[key]
+            self.unanswered.pop(key, None)
             self.note("accepted", key=key, task=answer["task_id"])
         else:
             self.note("not-accepted", key=key, status=status)
@@ -230,6 +233,8 @@ class Chaos:
     def _kill(self, kind: str, process: psutil.Process | None, number: int = signal.SIGKILL, count: int = 1) -> None:
         if process is not None and self._signal(process, number):
             self.kills[kind] += count
+            if count and self.kills.total() % 20 == 0:
+                print(f"{self.kills.total()} kills after {time.monotonic() - self.began:.0f} s", flush=True)
             self.note("kill", kind=kind, pid=process.pid)
 
     @staticmethod
@@ -322,6 +327,7 @@ class Chaos:
 
     def _quiet(self) -> Outcome:
         """Wait until every task has ended, sweep as if hours had gone by, and look at all."""
+        self.clients.shutdown()
         self._until("every submit is answered", self._all_answered)
         self._until("every task has ended", lambda: not self._open_tasks())
         rig.sweep_later(self.service.data, self.folder / "engines.yaml")
@@ -336,7 +342,8 @@ class Chaos:
         )  # fmt: skip
 
     def _all_answered(self) -> bool:
-        self.submit_again()
+        for key, body in list(self.unanswered.items()):
+            self._submit(key, body)
         return not self.unanswered
 
     def _open_tasks(self) -> list[tuple[Any, ...]]:
