@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 SHELLS := $(wildcard scripts/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor setup setup-dev serve test load lint audit bench record-release constraints
+.PHONY: help demo doctor setup setup-dev serve test chaos load lint audit bench record-release constraints
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
