@@ -29,6 +29,9 @@ test: setup-dev ## all tests
 load: setup-dev ## 200 tasks and 20 previews at once through four web workers (the tests try fewer)
 	@AVATAR_TEST_LOAD=220 $(PY) -m pytest -q -s tests/e2e/test_load.py -k many_tasks
 
+chaos: setup-dev ## random kills of every process of a service over a mixed load (SEED=, KILLS=200)
+	@$(PY) -m tests.chaos
+
 lint: setup-dev ## ruff, mypy, shellcheck
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

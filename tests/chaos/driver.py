@@ -177,7 +177,7 @@ class Chaos:
         with suppress(OSError), filler.open("wb") as file:
             while True:
                 file.write(bytes(2**20))
-        self._later(1.0, lambda: (filler.unlink(), self.note("disk", full=False)))
+        self._later(1.0, lambda: (filler.unlink(missing_ok=True), self.note("disk", full=False)))
 
     # --- killing -------------------------------------------------------------------------------------------------
 
