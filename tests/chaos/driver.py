@@ -140,8 +140,9 @@ class Chaos:
         self.clients.submit(self._submit, self.names.pop(), body)
 
     def submit_again(self) -> None:
-        for key, body in list(self.unanswered.items()):
-            self.clients.submit(self._submit, key, body)
+        again = self._pick(sorted(self.unanswered.items(), key=lambda item: item[0]))
+        if again is not None:
+            self.clients.submit(self._submit, *again)
 
     def _submit(self, key: str, body: dict[str, Any]) -> None:
         """Submit, perhaps beside others and perhaps again; a client keeps asking until it is answered."""
@@ -327,7 +328,7 @@ class Chaos:
 
     def _quiet(self) -> Outcome:
         """Wait until every task has ended, sweep as if hours had gone by, and look at all."""
-        self.clients.shutdown()
+        self.clients.shutdown(cancel_futures=True)
         self._until("every submit is answered", self._all_answered)
         self._until("every task has ended", lambda: not self._open_tasks())
         rig.sweep_later(self.service.data, self.folder / "engines.yaml")
