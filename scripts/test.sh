@@ -3,6 +3,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 python=.venv/bin/python
+scripts/test_packages.sh
 # Hundreds of processes are started; each would compile the modules anew where Python is told not to keep them.
 unset PYTHONDONTWRITEBYTECODE
 # One more than there are cores: many tests wait for a process or a socket.

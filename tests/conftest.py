@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,20 @@ settings.load_profile("suite")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let tests with a timeout of their own come first: a long one that is left for the end has the machine alone."""
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
+def needs_package(name: str) -> str:
+    """Return the path of the program of this name, of a Debian package of the same name.
+
+    Where it is missing the test is skipped; under CI it fails.
+    """
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")  # which is not on everyone's PATH
+    if found is not None:
+        return found
+    reason = f"{name} is not installed (apt-get install {name})"
+    if os.environ.get("CI", "").lower() in ("true", "1"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def make_task(**changes: Any) -> Task:
