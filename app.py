@@ -20,6 +20,7 @@ from web import answers, callers, command_app, commands, docs, errors, generate,
 from web.auth import Authenticator
 from web.callers import Need
 from web.inputs import Inputs
+from web.limits import Limits
 from web.links import Links
 from web.parse import parse_query
 from web.proxies import TrustedProxies
@@ -151,11 +152,13 @@ def _serve(settings: Settings, manager: TaskManager | None) -> Flask:
     app.extensions["parts"] = Parts(settings, manager, inputs, waiting, links)
     for part in (errors, requests, generate):
         part.register(app)
+    limits = Limits(app, settings) if settings.auth.enabled else None
     needs: dict[str, Need] = {handler.__name__: need for _, _, need, handler in ROUTES}
     callers.register(app, settings, Authenticator(settings.auth, manager.store.keys), needs)
     headers.register(app, settings)
-    for method, rule, _, handler in ROUTES:
-        app.add_url_rule(rule, view_func=handler, methods=[method], provide_automatic_options=False)
+    for method, rule, need, handler in ROUTES:
+        view = limits.guard(handler, need, rule) if limits else handler
+        app.add_url_rule(rule, view_func=view, methods=[method], provide_automatic_options=False)
     if settings.http.trusted_proxies:
         app.wsgi_app = TrustedProxies(app.wsgi_app, settings.http.trusted_proxies)  # type: ignore[method-assign]
     return app

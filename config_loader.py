@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from tasks.policy import Policy
+from tasks.policy import Policy, Quotas
 from tasks.profile import Engine, EngineTable
 from utils.failpoint import FailPoint
 from utils.setting_types import Folders, Hosts, HttpsUrl, LongSecret, Names, Networks, Origins
@@ -97,6 +97,25 @@ class AuthSettings(_Section):
     link_seconds: float = Field(3600.0, gt=0)
 
 
+class LimitSettings(_Section):
+    generate: int = Field(60, ge=1)
+    uploads: int = Field(120, ge=1)
+    reads: int = Field(1200, ge=1)
+    refusals: int = Field(300, ge=1)
+    redis_url: SecretStr = SecretStr("")
+
+
+class QuotaSettings(_Section):
+    queued_tasks: int = Field(0, ge=0)
+    running_tasks: int = Field(0, ge=0)
+    stored_bytes: int = Field(0, ge=0)
+    video_seconds: int = Field(0, ge=0)
+
+    def policy(self) -> Quotas:
+        """Return the same as the store takes it."""
+        return Quotas(**self.model_dump())
+
+
 class DiskSettings(_Section):
     reserve_bytes: int = Field(256 * 2**20, ge=0)
     ballast_bytes: int = Field(16 * 2**20, ge=0)
@@ -143,6 +162,7 @@ class Settings(BaseSettings):
     env: Literal["development", "production", "test"] = "development"
     host: str = "127.0.0.1"
     port: int = Field(5000, ge=0, le=65535)
+    workers: int = Field(1, ge=1, validation_alias="WEB_CONCURRENCY")
     data_dir: Path = Path("data")
     database_url: str = ""
     database_busy_seconds: float = Field(10.0, gt=0)
@@ -158,6 +178,8 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings()
     cors: CorsSettings = CorsSettings()
     auth: AuthSettings = AuthSettings()
+    limits: LimitSettings = LimitSettings()
+    quotas: QuotaSettings = QuotaSettings()
     runner: RunnerSettings = RunnerSettings()
     disk: DiskSettings = DiskSettings()
     retention: RetentionSettings = RetentionSettings()
@@ -199,8 +221,9 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
         values = _merge(values, _read_yaml(_profile_path(chosen)))
     values = _merge(values, overrides or {})
     # A field with an alias is filled by its alias only, from whichever source.
-    if "live_avatar_home" in values:
-        values["LIVE_AVATAR_HOME"] = values.pop("live_avatar_home")
+    for name, info in Settings.model_fields.items():
+        if name in values and info.validation_alias:
+            values[str(info.validation_alias)] = values.pop(name)
     try:
         _refuse_unknown_variables(os.environ)
         return Settings(**values)

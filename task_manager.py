@@ -119,7 +119,7 @@ class TaskManager:
         self.folders.make()
         self.store = Store(
             settings.database_url, settings.data_dir, busy_seconds=settings.database_busy_seconds,
-            ballast_bytes=settings.disk.ballast_bytes,
+            ballast_bytes=settings.disk.ballast_bytes, tenant_quotas=settings.quotas.policy(),
         )  # fmt: skip
         self.retention = settings.retention.policy()
         self.disk = Disk(settings.data_dir, settings.disk.reserve_bytes, self.store.ballast)
@@ -165,7 +165,10 @@ class TaskManager:
     def _host(self, with_gpus: bool) -> Host:
         gpus = self._settings.gpus
         cards = tuple(self._hardware.free_cards()) if with_gpus else ()
-        return Host(self._settings.slots.cpu, cards, gpus.policy, timedelta(seconds=gpus.patience_seconds))
+        return Host(
+            self._settings.slots.cpu, cards, gpus.policy, timedelta(seconds=gpus.patience_seconds),
+            tenant_running=self._settings.quotas.running_tasks,
+        )  # fmt: skip
 
     # --- accepting -----------------------------------------------------------------------------------------------
 
@@ -184,7 +187,8 @@ class TaskManager:
     def submit(self, submission: Submission, answer: Callable[[TaskView], str]) -> TaskView:
         """Accept a task: its inputs on disk, its row, its idempotency key with `answer`'s text, and a ring.
 
-        Raises UnknownEngine, NoHardware, StorageFull; QueueFull, AlreadyAccepted and KeyReused of tasks.store.
+        Raises UnknownEngine, NoHardware, StorageFull; QueueFull, AlreadyAccepted and KeyReused of
+        tasks.store; QuotaExceeded of tasks.quotas.
         """
         key = self._key(submission)
         draft = self._draft(submission)

@@ -6,7 +6,6 @@ one that replaces a dead one. No max_requests: it would end the worker that sche
 """
 
 import gc
-import os
 import sys
 from pathlib import Path
 
@@ -21,7 +20,7 @@ _settings = load_settings()
 
 _host = f"[{_settings.host}]" if ":" in _settings.host else _settings.host
 bind = f"{_host}:{_settings.port}"
-workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
+workers = _settings.workers
 worker_class = "web.worker.Worker"
 threads = _settings.http.max_waiters + 32
 timeout = 60

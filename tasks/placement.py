@@ -8,6 +8,7 @@ such a gang.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,7 +22,8 @@ from tasks.profile import Build, EngineTable, Profile
 class Host:
     """What one machine can run side by side. `policy` is "latency" or "throughput", see tasks.fit.
 
-    Of the `cards`, those that are `settling` still wait for the memory of a task that ended.
+    Of the `cards`, those that are `settling` still wait for the memory of a task that ended. Of each tenant,
+    `tenant_running` tasks may run at once (0: any number); its further ones hold nobody up.
     """
 
     cpu_slots: int
@@ -29,6 +31,7 @@ class Host:
     policy: str = "latency"
     patience: timedelta = timedelta(minutes=10)
     settling: frozenset[str] = frozenset()
+    tenant_running: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +54,14 @@ def choose(
     slots = [slot for slot in cpu_slots(host) if slot not in busy_slots]
     cards = [card for card in host.cards if card.uuid not in busy_cards]
     placed = []
+    of_tenant = Counter(task.tenant for task in running)
     for task in queued:
+        if host.tenant_running and of_tenant[task.tenant] >= host.tenant_running:
+            continue
         placement = _place(task, slots, cards, host, table)
         if placement is not None:
             placed.append(placement)
+            of_tenant[task.tenant] += 1
             slots = [slot for slot in slots if slot != placement.slot]
             cards = [card for card in cards if card.uuid not in placement.gpus]
         elif now - task.submit_time > host.patience:

@@ -1,4 +1,4 @@
-"""How long things are kept. Pure."""
+"""How long things are kept, and how much a tenant may have. Pure."""
 
 from __future__ import annotations
 
@@ -21,3 +21,16 @@ class Policy:
     def expires_at(self, finish_time: datetime | None) -> datetime | None:
         """Return when a task may be removed, or None while that is not known."""
         return None if finish_time is None or self.results is None else finish_time + self.results
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """How much each tenant may have; 0: as much as there is. `video_seconds` are those submitted in a UTC day."""
+
+    queued_tasks: int = 0
+    running_tasks: int = 0
+    stored_bytes: int = 0
+    video_seconds: int = 0
+
+
+NO_QUOTAS = Quotas()

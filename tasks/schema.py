@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.types import TypeDecorator
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration; a test holds it against the migrations folder. Later ones sort after earlier ones."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -147,6 +147,14 @@ api_keys = Table(
     Column("expires_at", Instant),
     Column("last_used_at", Instant),
     Column("revoked_at", Instant),
+)
+
+video_days = Table(
+    "video_days",
+    metadata,
+    Column("tenant", String(128), primary_key=True),
+    Column("day", String(10), nullable=False),
+    Column("seconds", Float, nullable=False),
 )
 
 service_state = Table(

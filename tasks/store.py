@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, and_, func, insert, select, union_all, update
 
+from tasks import quotas
 from tasks.condition import Condition
 from tasks.disk import BALLAST_FILE, Ballast, Demand
 from tasks.drain import FACT as DRAIN
@@ -23,6 +24,7 @@ from tasks.estimate import Learned, Lesson
 from tasks.keys import ApiKeys
 from tasks.learning import learn, learned
 from tasks.model import Event, Facts, LostRace, Note, Phase, RunnerId, Status, Task, advance
+from tasks.policy import NO_QUOTAS, Quotas
 from tasks.rows import row_from_task, task_from_row
 from tasks.schema import idempotency_keys, open_database, tasks
 from tasks.service_state import ServiceState
@@ -78,15 +80,17 @@ class Store:
         busy_seconds: float = 30.0,
         ballast_bytes: int = 0,
         prepare: bool = True,
+        tenant_quotas: Quotas = NO_QUOTAS,
     ) -> None:
         self._engine = open_database(url, busy_seconds)
         self._writing = self._engine.execution_options(write=True)
         self._now = now
+        self._quotas = tenant_quotas
         self.ballast = Ballast(data / BALLAST_FILE, ballast_bytes)
         self.state = ServiceState(self._engine, now)
         self.keys = ApiKeys(self._engine, now)
         self.condition = Condition(self._engine)
-        self.uploads = Uploads(self._engine, now)
+        self.uploads = Uploads(self._engine, now, tenant_quotas)
         self.ended = Ended(self._engine, now, self.ballast)
         if prepare:
             make_ready(self._engine, data, lend=self.ballast.lend)
@@ -127,8 +131,8 @@ class Store:
         """Insert the task that `prepare` makes of the queue as it is, and its idempotency key with the answer.
 
         All in one transaction, so that the time, the position and the estimate are of the moment that counts. Returns
-        the task and its position in the queue, from 1. Raises QueueFull; AlreadyAccepted or KeyReused where the key
-        was seen.
+        the task and its position in the queue, from 1. Raises QueueFull or QuotaExceeded;
+        AlreadyAccepted or KeyReused where the key was seen.
         """
         with self._writing.begin() as db:
             if key is not None:
@@ -137,6 +141,7 @@ class Store:
                 raise QueueFull
             ahead = read_line(db, self._now()).before_new(priority, tenant)
             task = prepare(ahead, self._now())
+            quotas.take(db, self._quotas, task, self._now())
             seq = db.execute(insert(tasks).values(row_from_task(task)).returning(tasks.c.seq)).scalar_one()
             task, position = replace(task, seq=seq), ahead.tasks + 1
             if key is not None:
@@ -144,6 +149,14 @@ class Store:
                 db.execute(insert(idempotency_keys).values(**row, answer=answer(task, position), expires_at=None))
             reach(Point.ROW_WRITTEN)
             return task, position
+
+    def check_quotas(self, tenant: str, more_bytes: int | None = None) -> None:
+        """Raise QuotaExceeded where the tenant may not store `more_bytes` (None: may have no further task wait)."""
+        with self._engine.begin() as db:
+            if more_bytes is None:
+                quotas.check_tasks(db, self._quotas, tenant)
+            else:
+                quotas.check_bytes(db, self._quotas, tenant, more_bytes)
 
     def check_key(self, tenant: str, key: IdempotencyKey) -> None:
         """Raise AlreadyAccepted or KeyReused where the key was seen; a look before work is spent on a request."""
@@ -201,9 +214,12 @@ class Store:
             return list(zip(found, self._ahead_of(db, found), strict=True))
 
     def queued(self, limit: int, profiles: Collection[tuple[str, str]]) -> list[Task]:
-        """Return the next `limit` queued tasks of these (engine, profile) pairs in the order of their turn."""
+        """Return the next `limit` queued tasks of these (engine, profile) pairs in the order of their turn.
+
+        Tenants that have as many running as they may are passed over.
+        """
         with self._engine.begin() as db:
-            turns = read_line(db, self._now()).next_up(limit, profiles, 0)
+            turns = read_line(db, self._now()).next_up(limit, profiles, self._quotas.running_tasks)
             rows = {row.seq: row for row in db.execute(select(tasks).where(tasks.c.seq.in_(turns)))}
             return [task_from_row(rows[seq]) for seq in turns]
 
@@ -239,6 +255,8 @@ class Store:
         def work(db: Connection) -> Task:
             if event is Event.CLAIM and self.state.seen_by(db, DRAIN) is not None:
                 raise LostRace(f"task {task.id} may not start while the service drains")
+            if event is Event.CANCEL:
+                quotas.give_back(db, self._quotas, task)
             return self._write(db, task, after)
 
         return self._tell(work)
@@ -312,12 +330,8 @@ class Store:
 
     def demand(self) -> Demand:
         """Return what the tasks that are queued or processing may still write."""
-        frames, width, height = (tasks.c.plan[name].as_integer() for name in ("frames", "width", "height"))
-        query = select(func.count(), func.sum(frames), func.sum(frames * width * height))
-        open_ones = [status.value for status in Status if not status.ended]
         with self._engine.begin() as db:
-            number, all_frames, pixels = db.execute(query.where(tasks.c.status.in_(open_ones))).one()
-            return Demand(number, all_frames or 0, pixels or 0)
+            return quotas.demand(db, quotas.OPEN)
 
     # --- parts ---------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from sqlalchemy import Engine, delete, func, insert, select, update
 
+from tasks.policy import Quotas
+from tasks.quotas import check_bytes
 from tasks.schema import uploads
 
 USE_GRAIN = timedelta(minutes=5)
@@ -39,12 +41,14 @@ _LAST_USE = func.coalesce(uploads.c.used_at, uploads.c.created_at)
 class Uploads:
     """The uploads of one database. `now` gives the time that is noted."""
 
-    def __init__(self, engine: Engine, now: Callable[[], datetime]) -> None:
-        self._engine, self._now = engine, now
+    def __init__(self, engine: Engine, now: Callable[[], datetime], quotas: Quotas) -> None:
+        self._engine, self._now, self._quotas = engine, now, quotas
         self._writing = engine.execution_options(write=True)
 
     def add(self, upload: Upload) -> None:
+        """Insert an upload. Raises QuotaExceeded."""
         with self._writing.begin() as db:
+            check_bytes(db, self._quotas, upload.tenant, upload.size_bytes)
             db.execute(insert(uploads).values(asdict(upload)))
 
     def get(self, path: str, tenant: str) -> Upload | None:

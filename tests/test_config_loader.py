@@ -42,8 +42,9 @@ def test_the_default_profile_holds_every_key_with_the_code_s_own_default() -> No
 
 def test_every_key_has_a_twin_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     told = leaves(yaml.safe_load((ROOT / "configs" / "default.yaml").read_text()))
-    twins = {"AVATAR_" + key.upper().replace(".", "__") for key in told} - {"AVATAR_LIVE_AVATAR_HOME"}
-    assert environment_names() == twins | {"AVATAR_CONFIG", "LIVE_AVATAR_HOME"}
+    twins = {"AVATAR_" + key.upper().replace(".", "__") for key in told}
+    twins -= {"AVATAR_LIVE_AVATAR_HOME", "AVATAR_WORKERS"}
+    assert environment_names() == twins | {"AVATAR_CONFIG", "LIVE_AVATAR_HOME", "WEB_CONCURRENCY"}
     monkeypatch.setenv("AVATAR_PORT", "5050")
     monkeypatch.setenv("AVATAR_SLOTS__CPU", "3")
     monkeypatch.setenv("AVATAR_INPUTS__FOLDERS", "/a, /b")
@@ -51,12 +52,14 @@ def test_every_key_has_a_twin_in_the_environment(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AVATAR_INPUTS__ALLOWED_NETWORKS", "10.0.0.0/8")
     monkeypatch.setenv("AVATAR_ENGINES__ALLOW_FALLBACK", "false")
     monkeypatch.setenv("LIVE_AVATAR_HOME", "/opt/la")
+    monkeypatch.setenv("WEB_CONCURRENCY", "4")
     loaded = load_settings()
     assert (loaded.port, loaded.slots.cpu, loaded.engines.allow_fallback) == (5050, 3, False)
     assert loaded.inputs.folders == (Path("/a"), Path("/b"))
     assert loaded.engine_env_passthrough == ("ONE", "TWO_*")
     assert [str(network) for network in loaded.inputs.allowed_networks] == ["10.0.0.0/8"]
     assert loaded.live_avatar_home == Path("/opt/la")
+    assert loaded.workers == 4
 
 
 def test_the_environment_is_stronger_than_the_profile_and_the_profile_than_the_default(

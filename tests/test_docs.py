@@ -48,6 +48,7 @@ def test_every_setting_is_in_the_readme_with_its_default(name: str, heading: str
         if variable == "AVATAR_CONFIG":
             continue
         value: object = defaults
+        variable = {"WEB_CONCURRENCY": "AVATAR_WORKERS"}.get(variable, variable)
         for key in variable.removeprefix("AVATAR_").lower().split("__"):
             value = value[key]  # type: ignore[index]
         shown = str(value).lower() if isinstance(value, bool) else str(value)

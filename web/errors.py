@@ -21,6 +21,7 @@ from task_manager import ResultNotReady, TaskGone, TaskUnknown
 from tasks.admission import NoHardware, UnknownEngine
 from tasks.disk import is_full
 from tasks.model import LostRace
+from tasks.quotas import QuotaExceeded
 from tasks.store import KeyReused, QueueFull
 from tasks.trouble import Trouble, trouble_of
 from utils.file_handler import StorageFull, TooLarge
@@ -53,6 +54,8 @@ class Code(StrEnum):
     UNSUPPORTED_TYPE = "unsupported_type"
     RANGE_NOT_SATISFIABLE = "range_not_satisfiable"
     KEY_REUSED = "key_reused"
+    RATE_LIMITED = "rate_limited"
+    QUOTA_EXCEEDED = "quota_exceeded"
     INTERNAL = "internal"
     QUEUE_FULL = "queue_full"
     BUSY = "busy"
@@ -74,6 +77,8 @@ HTTP: Mapping[Code, HTTPStatus] = {
     Code.UNSUPPORTED_TYPE: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     Code.RANGE_NOT_SATISFIABLE: HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
     Code.KEY_REUSED: HTTPStatus.UNPROCESSABLE_ENTITY,
+    Code.RATE_LIMITED: HTTPStatus.TOO_MANY_REQUESTS,
+    Code.QUOTA_EXCEEDED: HTTPStatus.TOO_MANY_REQUESTS,
     Code.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
     Code.QUEUE_FULL: HTTPStatus.SERVICE_UNAVAILABLE,
     Code.BUSY: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -162,6 +167,10 @@ def _storage_full() -> ApiError:
     return ApiError(Code.STORAGE_FULL, "no storage is left on the server")
 
 
+def _quota(error: Exception) -> ApiError:
+    return ApiError(Code.QUOTA_EXCEEDED, str(error), retry_after=getattr(error, "retry_seconds", None))
+
+
 _Translation = Callable[[Exception], ApiError]
 _TRANSLATIONS: Mapping[type[Exception], _Translation] = {
     TaskUnknown: lambda error: ApiError(Code.NOT_FOUND, "there is no such task"),
@@ -173,6 +182,7 @@ _TRANSLATIONS: Mapping[type[Exception], _Translation] = {
     QueueFull: lambda error: ApiError(
         Code.QUEUE_FULL, "as many tasks wait as are allowed; try again later", retry_after=QUEUE_RETRY_SECONDS
     ),
+    QuotaExceeded: _quota,
     TooLarge: lambda error: ApiError(Code.TOO_LARGE, str(error)),
     StorageFull: lambda error: _storage_full(),
     MediaUnavailable: lambda error: ApiError(
@@ -191,6 +201,7 @@ _DETAILS: Mapping[int, tuple[Code, str]] = {
     413: (Code.TOO_LARGE, "the request is too large"),
     415: (Code.UNSUPPORTED_TYPE, "the body has a type that this address does not take"),
     416: (Code.RANGE_NOT_SATISFIABLE, "the range lies outside the file"),
+    429: (Code.RATE_LIMITED, "too many requests; try again later"),
 }
 _KEPT_HEADERS = ("Allow", "Content-Range")
 

@@ -34,6 +34,8 @@ def generate(manager: TaskManager, inputs: Inputs) -> Response:
     """Queue the task that the request at hand asks for. Raises ApiError and what `TaskManager.submit` raises."""
     key = idempotency_key()
     _refuse_while_draining(manager, key)
+    if key is None:  # a repetition is answered whatever is waiting
+        manager.store.check_quotas(current_tenant())
     if key is None or content_type() != "application/json":  # a repeated submit by paths needs no room for its answer
         manager.check_room(_announced_bytes(inputs))
     with inputs.folder() as folder:
@@ -53,6 +55,7 @@ def generate(manager: TaskManager, inputs: Inputs) -> Response:
 def upload(manager: TaskManager, inputs: Inputs) -> Response:
     """Store the medium that the request at hand sends. Raises ApiError."""
     _refuse_while_draining(manager, None)
+    manager.store.check_quotas(current_tenant(), _announced_bytes(inputs))
     manager.check_room(_announced_bytes(inputs))
     with inputs.folder() as folder:
         form = read_form(folder, frozenset(UploadForm.model_fields), {"file": max(inputs.max_bytes.values())})

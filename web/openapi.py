@@ -25,6 +25,8 @@ _HEADERS: Mapping[str, Json] = {
     "Location": {"description": "The task's address.", "schema": TEXT},
     "ETag": {"description": "For If-None-Match.", "schema": TEXT},
     "Retry-After": {"description": "Seconds after which to ask again.", "schema": _INTEGER},
+    "RateLimit": {"description": "Requests left (`r`), and seconds until there is another (`t`).", "schema": TEXT},
+    "RateLimit-Policy": {"description": "Requests (`q`) in a window of seconds (`w`).", "schema": TEXT},
     "X-Log-Offset": {"description": "Where to go on reading.", "schema": _INTEGER},
     "Content-Range": {"description": "Which bytes these are.", "schema": TEXT},
     "Accept-Ranges": {"description": "`bytes`.", "schema": TEXT},
@@ -44,8 +46,11 @@ _SCHEMES: Json = {
     "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
 }
 _ERROR_HEADERS: Mapping[int, tuple[str, ...]] = {
-    401: ("WWW-Authenticate",), 405: ("Allow",), 416: ("Content-Range",), 503: ("Retry-After",),
+    401: ("WWW-Authenticate",), 405: ("Allow",), 416: ("Content-Range",),
+    429: ("Retry-After", "RateLimit", "RateLimit-Policy"), 503: ("Retry-After",),
 }  # fmt: skip
+
+_LIMIT_HEADERS = ("RateLimit", "RateLimit-Policy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One method of one address. `errors` are the statuses it may answer besides 401, 403, 405, 500 and 503.
+    """One method of one address. `errors` are the statuses it may answer besides 401, 403, 405, 429, 500 and 503.
 
     `need` is what it asks of its caller where authentication is on, as in app.ROUTES.
     """
@@ -157,7 +162,8 @@ def document(engines: Sequence[str], secured: bool = False) -> Json:
         schemas[name]["properties"]["engine"]["enum"] = ["auto", *engines]
     paths: Json = {}
     for (method, path), operation in OPERATIONS.items():
-        described = _operation(path, operation, schemas)
+        told = _LIMIT_HEADERS if secured and operation.need != "open" else ()
+        described = _operation(path, operation, schemas, told)
         paths.setdefault(path, {})[method.lower()] = described | (_security(operation.need) if secured else {})
     for query in {operation.query for operation in OPERATIONS.values()}:
         del schemas[query.__name__]
@@ -208,9 +214,9 @@ def _not_null(schema: Json) -> Json:
     return bare
 
 
-def _operation(path: str, operation: Operation, schemas: Json) -> Json:
-    responses = {str(status): _reply(reply) for status, reply in operation.replies.items()}
-    for status in sorted({401, 403, 405, 500, 503, *operation.errors} - set(operation.replies)):
+def _operation(path: str, operation: Operation, schemas: Json, told: tuple[str, ...]) -> Json:
+    responses = {str(status): _reply(reply, told) for status, reply in operation.replies.items()}
+    for status in sorted({401, 403, 405, 429, 500, 503, *operation.errors} - set(operation.replies)):
         responses[str(status)] = _error(status)
     described: Json = {
         "operationId": operation.id, "tags": [operation.tag],
@@ -243,9 +249,9 @@ def _parameters(path: str, operation: Operation, schemas: Json) -> list[Json]:
     return found
 
 
-def _reply(reply: Reply) -> Json:
+def _reply(reply: Reply, told: tuple[str, ...]) -> Json:
     content = {kind: {"schema": _reference(shape)} for kind, shape in reply.content.items()}
-    return _response(reply.says, content, reply.headers)
+    return _response(reply.says, content, (*reply.headers, *told))
 
 
 def _error(status: int) -> Json:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tasks import store, turns
 from tasks.model import Event, Facts, Priority, Status, Task
+from tasks.policy import NO_QUOTAS, Quotas
 from tasks.store import Store
 from tests.conftest import make_task
 
@@ -25,8 +26,8 @@ ALL = 10_000
 class Queue:
     """A store with nothing in it, and what was promised with each 201."""
 
-    def __init__(self, folder: Path) -> None:
-        self.store = Store(f"sqlite:///{folder / 'avatar.db'}", folder)
+    def __init__(self, folder: Path, quotas: Quotas = NO_QUOTAS) -> None:
+        self.store = Store(f"sqlite:///{folder / 'avatar.db'}", folder, tenant_quotas=quotas)
         self.file = folder / "avatar.db"
         self.made = 0
 
@@ -149,6 +150,18 @@ def assert_fair(order: list[Task], running: Counter[str]) -> None:
             level = running[task.tenant] + ahead[task.tenant] + 1
             for tenant, count in ahead.items():
                 assert tenant == task.tenant or running[tenant] + count <= level, (tenant, task)
+
+
+def test_a_tenant_at_its_quota_of_running_tasks_leaves_the_scheduler_s_view_to_others(tmp_path: Path) -> None:
+    queue = Queue(tmp_path, Quotas(running_tasks=1))
+    for _ in range(5):
+        queue.submit("greedy", Priority.HIGH)
+    queue.submit("late", Priority.LOW)
+    started = queue.start_next()
+    assert queue.tenants() == ["late"]
+    queue.store.happen(queue.store.request_cancel(started), Event.CANCEL)
+    assert queue.tenants() == ["greedy"] * 4 + ["late"]
+    queue.store.close()
 
 
 def test_with_one_tenant_turns_go_as_submitted(queue: Queue) -> None:

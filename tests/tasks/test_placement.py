@@ -217,3 +217,16 @@ def test_a_gpu_that_settles_is_not_given_out() -> None:
     host = Host(1, cards(2), settling=frozenset({"GPU-0"}))
     placed = choose([live(1, "single_80gb"), live(2, "single_80gb")], [], host, TABLE, NOON)
     assert [placement.gpus for placement in placed] == [("GPU-1",)]
+
+
+def test_a_tenant_at_its_quota_of_running_tasks_is_passed_over_and_holds_nobody_up() -> None:
+    greedy = [make_task(id=f"g{n}", seq=n, tenant="greedy") for n in range(1, 4)]
+    others = [make_task(id="o", seq=4, tenant="other")]
+    host = Host(cpu_slots=4, tenant_running=2)
+    one_runs = [make_task(id="r", status=Status.PROCESSING, tenant="greedy", slot="cpu-0")]
+    found = choose([*greedy, *others], one_runs, host, TABLE, LATE)
+    assert [(item.task.id, item.slot) for item in found] == [("g1", "cpu-1"), ("o", "cpu-2")]
+    gang = [live(1, "tpp_4gpu", tenant="greedy"), live(2, "single_fp8_48gb", tenant="other")]
+    busy = [make_task(id=f"r{n}", status=Status.PROCESSING, tenant="greedy", slot=f"cpu-{n}") for n in range(2)]
+    found = choose(gang, busy, Host(4, cards_48gb(4), tenant_running=2), TABLE, LATE)
+    assert [item.task.id for item in found] == ["t2"], "GPUs were kept for a task that may not start"
