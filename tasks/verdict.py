@@ -103,7 +103,8 @@ _FALSE_SUCCESSES: tuple[tuple[str, ErrorCode, str], ...] = (
 it could not save it cannot merge either."""
 
 _RANK_ERROR = re.compile(r"^(?:\[\w+\]:)?\[rank\d+\]: (\w[\w.]*(?:Error|Exception)\b[^\r\n]*)", re.MULTILINE)
-_RANK_KILLED = re.compile(r"failed \(exitcode: -(?!15\))(\d+)\) local_rank: (\d+)")  # SIGTERM is torchrun's own
+# torchrun's line on the rank that it saw fail first, or a row of its table; SIGTERM is torchrun's own.
+_RANK_KILLED = re.compile(r"local_rank: (?P<rank>\d+)\)\n  exitcode  : -(?!15 )(?P<signal>\d+) \(pid")
 _ECHO = re.compile(r"Connection (?:closed|reset) by peer|NCCL")
 
 
@@ -142,7 +143,8 @@ def _cause(log_tail: str) -> tuple[str, str]:
     if named := _own_errors(log_tail):
         return _clean(named[-1][1])[:_LINE_CHARS], _around(log_tail, named[-1].start())
     if killed := _RANK_KILLED.search(log_tail):
-        return f"process {killed[2]} of it was killed by {_signal_name(int(killed[1]))}", excerpt_of(log_tail)
+        name = _signal_name(int(killed["signal"]))
+        return f"process {killed['rank']} of it was killed by {name}", _around(log_tail, killed.end())
     lines = [line for line in excerpt_lines(log_tail) if line.strip("=- ")]  # not the rules of torchrun's table
     return (lines[-1].strip() if lines else ""), excerpt_of(log_tail)
 

@@ -167,7 +167,11 @@ FAILURES: dict[str, tuple[str, str, str]] = {
     "fake:oom": ("oom", "choose a smaller size", "OutOfMemoryError"),
     "fake:oom_load": ("oom", "choose a smaller size", "OutOfMemoryError"),
     "fake:one_rank_dies": ("engine_failed", "status 1: RuntimeError: CUDA error: an illegal", "illegal memory access"),
-    "fake:rank_killed": ("engine_failed", "killed by SIGKILL (often: the machine ran out of memory)", "exitcode: -9"),
+    "fake:rank_killed": (
+        "engine_failed",
+        "killed by SIGKILL (often: the machine ran out of memory)",
+        "(SIGKILL) received",
+    ),
     "fake:nccl_error": ("nccl_error", "try again, and look at the driver's log", "NCCL error"),
     "fake:port_in_use": ("port_in_use", "in use by another process", "EADDRINUSE"),
     "fake:missing_audio_track": ("engine_output_invalid", "whether ffmpeg is in its", "merge_video_audio failed"),

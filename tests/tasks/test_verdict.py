@@ -90,7 +90,7 @@ def test_the_excerpt_shows_a_rank_s_error_and_not_only_torchrun_s_table_behind_i
     ("cause", "words"),
     [
         ("[rank1]: RuntimeError: CUDA error: an illegal memory access", "RuntimeError: CUDA error"),
-        ("E1 api.py:874] failed (exitcode: -9) local_rank: 3 (pid: 7) of binary: python", "SIGKILL"),
+        ("[1]:\n  rank      : 3 (local_rank: 3)\n  exitcode  : -9 (pid: 7)", "SIGKILL"),
     ],
 )
 def test_what_the_other_ranks_say_of_nccl_is_an_echo_of_the_one_that_died(cause: str, words: str) -> None:
@@ -99,14 +99,14 @@ def test_what_the_other_ranks_say_of_nccl_is_an_echo_of_the_one_that_died(cause:
         failure = judge_exit(1, None, 0.0, log)
         assert failure is not None
         assert (failure.code, words in failure.message) == (ErrorCode.ENGINE_FAILED, True), failure
-    stopped = "E1 api.py:874] failed (exitcode: -15) local_rank: 3 (pid: 7) of binary: python"
+    stopped = "[1]:\n  rank      : 3 (local_rank: 3)\n  exitcode  : -15 (pid: 7)"
     failure = judge_exit(1, None, 0.0, f"{echo}\n{stopped}")
     assert failure is not None
     assert failure.code is ErrorCode.NCCL_ERROR
 
 
 def test_a_rank_that_was_killed_is_named_by_its_signal() -> None:
-    log = "E1 api.py:874] failed (exitcode: -9) local_rank: 3 (pid: 7) of binary: python\n====\nroot cause\n===="
+    log = "root cause\n[0]:\n  rank      : 3 (local_rank: 3)\n  exitcode  : -9 (pid: 7)\n  error_file: <N/A>\n===="
     failure = judge_exit(1, None, 0.0, log)
     assert failure is not None
     assert "process 3 of it was killed by SIGKILL (often: the machine ran out of memory)" in failure.message

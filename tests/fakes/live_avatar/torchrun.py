@@ -217,15 +217,14 @@ class Workers:
             )
         return file
 
-    def wait(self) -> int | None:
-        """Return the rank that failed first, or None when all ended well."""
+    def wait(self) -> list[tuple[int, Rank]]:
+        """Return the ranks that had failed when the first was found so; none when all ended well."""
         while True:
             statuses = [process.poll() for process in self.processes]
-            for rank, status in enumerate(statuses):
-                if status:
-                    return rank
+            if failed := [(rank, self.processes[rank]) for rank, status in enumerate(statuses) if status]:
+                return failed
             if all(status == 0 for status in statuses):
-                return None
+                return []
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
@@ -244,18 +243,30 @@ class Workers:
             thread.join()
 
 
-def tell_failure(script: str, rank: int, process: Rank) -> None:
+def tell_failure(script: str, failed: list[tuple[int, Rank]]) -> None:
+    """Say who failed as torchrun does: of those that it found dead at one look, the first in order is the cause."""
     line, rule = "=" * 60, "-" * 60
+    (rank, process), *others = failed
+    rows = [row(number, *other) for number, other in enumerate(others, 1)]
     print(
         f"E1122 12:00:00.000000 1 torch/distributed/elastic/multiprocessing/api.py:874] failed (exitcode: "
         f"{process.returncode}) local_rank: {rank} (pid: {process.pid}) of binary: {sys.executable}\n"
         "Traceback (most recent call last):\n"
         f"torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n{line}\n{script} FAILED\n{rule}\n"
-        f"Failures:\n  <NO_OTHER_FAILURES>\n{rule}\nRoot Cause (first observed failure):\n[0]:\n"
-        f"  rank      : {rank} (local_rank: {rank})\n  exitcode  : {process.returncode} (pid: {process.pid})\n"
-        "  error_file: <N/A>\n  traceback : To enable traceback see: "
-        f"https://pytorch.org/docs/stable/elastic/errors.html\n{line}",
+        f"Failures:\n{''.join(rows) or '  <NO_OTHER_FAILURES>' + chr(10)}{rule}\n"
+        f"Root Cause (first observed failure):\n{row(0, rank, process)}{line}",
         file=sys.stderr,
+    )
+
+
+def row(number: int, rank: int, process: Rank) -> str:
+    status = process.returncode or 0
+    trace = f"Signal {-status} ({signal.Signals(-status).name}) received by PID {process.pid}" if status < 0 else (
+        "To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html"
+    )  # fmt: skip
+    return (
+        f"[{number}]:\n  rank      : {rank} (local_rank: {rank})\n  exitcode  : {status} (pid: {process.pid})\n"
+        f"  error_file: <N/A>\n  traceback : {trace}\n"
     )
 
 
@@ -281,12 +292,12 @@ def main() -> int:
                 f"Process {os.getpid()} got signal: {stopped}", file=sys.stderr,
             )  # fmt: skip
             return 1
-        if failed is not None:
+        if failed:
             workers.stop()
         workers.close()
-        if failed is not None:
-            tell_failure(args.training_script, failed, workers.processes[failed])
-        return 0 if failed is None else 1
+        if failed:
+            tell_failure(args.training_script, failed)
+        return 1 if failed else 0
 
 
 if __name__ == "__main__":
