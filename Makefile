@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 SHELLS := $(wildcard scripts/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor setup setup-dev serve test chaos load lint audit bench record-release constraints
+.PHONY: help demo doctor setup setup-dev serve test test-long chaos load lint audit bench record-release constraints
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,9 @@ serve: setup ## the service in the foreground, http://127.0.0.1:5000 (AVATAR_HOS
 
 test: setup-dev ## all tests
 	@scripts/test.sh
+
+test-long: setup-dev ## the tests that `make test` leaves out to stay under ten minutes
+	@$(PY) -m pytest -q -m long
 
 load: setup-dev ## 200 tasks and 20 previews at once through four web workers (the tests try fewer)
 	@AVATAR_TEST_LOAD=220 $(PY) -m pytest -q -s tests/e2e/test_load.py -k many_tasks

@@ -65,6 +65,7 @@ def test_a_gpu_is_given_out_again_only_when_its_memory_is_back(
     assert run.ended(second)["status"] == "completed"
 
 
+@pytest.mark.long
 def test_a_gpu_that_keeps_an_ended_tasks_memory_is_used_as_it_is_after_a_while_and_told_of(
     service: Callable[..., Service], machine: Callable[[float], Path], tmp_path: Path, portrait: Path, voice: Path
 ) -> None:

@@ -46,7 +46,7 @@ def since_epoch(stamp: str) -> float:
 
 
 @pytest.mark.timeout(480)
-@pytest.mark.parametrize(("workers", "tasks"), [(1, 33), (4, TASKS)])
+@pytest.mark.parametrize(("workers", "tasks"), [pytest.param(1, 33, marks=pytest.mark.long), (4, TASKS)])
 def test_many_tasks_and_some_previews_at_once_all_complete_in_order(
     service: Callable[..., Service], tmp_path: Path, portrait: Path, voice: Path, workers: int, tasks: int
 ) -> None:

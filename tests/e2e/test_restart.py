@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from tests.conftest import ROOT
 from tests.e2e.conftest import Service
@@ -177,6 +178,7 @@ def test_a_new_version_adopts_the_task_of_one_whose_folder_is_gone(
     assert [run.call("GET", ended[url])[0] for url in ("output_video_url", "poster_url")] == [200, 200]
 
 
+@pytest.mark.long
 def test_the_preview_goes_on_when_the_folder_of_its_version_goes(
     service: Callable[..., Service], tmp_path: Path, portrait: Path
 ) -> None:
@@ -191,6 +193,7 @@ def test_the_preview_goes_on_when_the_folder_of_its_version_goes(
     assert (ended["status"], ended["attempt"]) == ("completed", 1)
 
 
+@pytest.mark.long
 def test_no_connection_is_refused_while_the_service_restarts_behind_a_socket_of_systemd(
     service: Callable[..., Service],
 ) -> None:

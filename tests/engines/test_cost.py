@@ -44,6 +44,7 @@ def small(tmp_path: Path) -> Path:
     return tmp_path / "small.png"
 
 
+@pytest.mark.long
 def test_five_minutes_cost_hardly_more_than_a_few_seconds_and_stay_under_300_mb(tmp_path: Path, small: Path) -> None:
     """The length is tried on a small face, whose frames alone would take 280 MB more if they were kept, the size on a
     large one. The sum is what five minutes of the large one take."""
