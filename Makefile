@@ -55,14 +55,17 @@ record-release: setup-dev ## write down what a runner of this release says to it
 constraints: setup-dev ## pin anew what requirements-dev.txt brings along
 	@{ sed '/^[^#]/d' constraints.txt; $(PY) -m pip freeze --exclude-editable; } > constraints.new && mv constraints.new constraints.txt
 
-$(VENV)/installed: requirements.txt constraints.txt
+$(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (PYTHON=... names one)"; exit 1; }
-	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV) || { echo "python3 cannot make a virtual environment (on Debian: apt install python3-venv)"; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "python3 cannot make a virtual environment (on Debian: apt install python3-venv)"; exit 1; }
+
+$(VENV)/installed: requirements.txt constraints.txt | $(VENV)/bin/pip
 	@echo "installing into $(VENV) ..."
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
-	@echo "installing the test tools into $(VENV) ..."
+# In one go with what the service needs, which is most of it: each run of pip costs seconds.
+$(VENV)/installed-dev: requirements.txt requirements-dev.txt constraints.txt | $(VENV)/bin/pip
+	@echo "installing into $(VENV), with the test tools ..."
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
-	@touch $@
+	@touch $(VENV)/installed $@

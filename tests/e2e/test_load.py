@@ -19,7 +19,7 @@ import pytest
 
 from tests.e2e.conftest import Service
 
-TASKS = int(os.environ.get("AVATAR_TEST_LOAD", "77"))
+TASKS = int(os.environ.get("AVATAR_TEST_LOAD", "44"))
 """With four workers, every eleventh of them a preview; `make load` tries 220."""
 
 
