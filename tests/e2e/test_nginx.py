@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import shutil
 import socket
 import ssl
 import subprocess
@@ -28,12 +27,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from config_loader import load_settings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, needs_package
 from tests.web.conftest import Service, build, close, png, wav
 from tests.web.servers import gunicorn
-
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
-pytestmark = pytest.mark.skipif(NGINX is None, reason="no nginx here: apt install nginx")
 
 VIDEO = bytes(range(100))
 PROBLEM = "application/problem+json"
@@ -114,10 +110,10 @@ def rendered(folder: Path, port: int, results: Path, upstream: str, tls: str = "
 @contextmanager
 def nginx(folder: Path, port: int, text: str) -> Iterator[None]:
     """Run nginx with this configuration until the end."""
-    assert NGINX is not None
     (folder / "bodies").mkdir(exist_ok=True)
     (folder / "nginx.conf").write_text(text)
-    arguments = [NGINX, "-c", str(folder / "nginx.conf"), "-e", str(folder / "start.log"), "-g", "daemon off;"]
+    program = needs_package("nginx")
+    arguments = [program, "-c", str(folder / "nginx.conf"), "-e", str(folder / "start.log"), "-g", "daemon off;"]
     with (folder / "nginx.out").open("wb") as out:
         process = subprocess.Popen(arguments, stdout=out, stderr=out)
         try:
