@@ -146,20 +146,23 @@ class Scheduler:
     # --- giving slots --------------------------------------------------------------------------------------------
 
     def _place(self) -> None:
-        if self._closing() or drain.current(self._store.state) is not None:
-            return
         # Tasks whose profile left the table wait: the operator may bring it back.
-        queued = self._store.queued(_AHEAD, self._table.names)
+        queued = self._store.queued(_AHEAD, self._table.names) if self._may_start() else []
         if not queued and not self._loans:
             return
         running = self._store.processing()
-        host = self._settled(self._host(bool(self._loans) or self._want_gpus(queued)), running)
+        busy = {uuid for task in running for uuid in task.gpus}
+        # Looking at the GPUs takes its time: only where one may be given out, or was given back.
+        look = bool(self._loans.keys() - busy) or self._want_gpus(queued)
+        host = self._settled(self._host(look), busy)
         for placement in choose(queued, running, host, self._table, utc_now()):
             self._launch(placement, host)
 
-    def _settled(self, host: Host, running: list[Task]) -> Host:
+    def _may_start(self) -> bool:
+        return not self._closing() and drain.current(self._store.state) is None
+
+    def _settled(self, host: Host, busy: set[str]) -> Host:
         """Return the host with the GPUs marked whose memory is not back since their task ended."""
-        busy = {uuid for task in running for uuid in task.gpus}
         loans = settle(self._loans, busy, host.cards, utc_now(), self._release)
         for uuid, loan in loans.items():
             if loan.overdue and not self._loans[uuid].overdue:
