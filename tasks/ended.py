@@ -6,7 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, func, insert, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from tasks.disk import Ballast
 from tasks.model import LostRace, Status, Task
@@ -79,11 +91,8 @@ class Ended:
         if after is not None:
             # The first condition says nothing new, but it is the one that an index can answer.
             query = query.where(tasks.c.finish_time >= after[0], _is_behind(after))
-        return self._read(query.order_by(tasks.c.finish_time, tasks.c.seq).limit(limit))
-
-    def _read(self, query: object) -> list[EndedTask]:
         with self._engine.begin() as db:
-            rows = db.execute(query)  # type: ignore[call-overload]
+            rows = db.execute(query.order_by(tasks.c.finish_time, tasks.c.seq).limit(limit))
             return [EndedTask(**{**row._mapping, "status": Status(row.status)}) for row in rows]
 
     def note_bytes(self, sizes: dict[str, int]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Engine, RowMapping, insert, select, update
 from sqlalchemy.exc import OperationalError
 
 from tasks.schema import api_keys
@@ -106,10 +106,6 @@ class ApiKeys:
         with self._engine.begin() as db:
             return [_key(row._mapping) for row in db.execute(select(api_keys).order_by(api_keys.c.created_at))]
 
-    def any_usable(self) -> bool:
-        now = self._now()
-        return any(key.usable(now) for key in self.all())
-
     def revoke(self, key_id: str) -> None:
         """End a key at once. Raises NoSuchKey."""
         mine = update(api_keys).where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
@@ -128,8 +124,8 @@ class ApiKeys:
             log.warning("the use of key %s is not noted: %s", key.id, error.orig)
 
 
-def _key(row: object) -> ApiKey:
-    values = {field.name: row[field.name] for field in fields(ApiKey)}  # type: ignore[index]
+def _key(row: RowMapping) -> ApiKey:
+    values = {field.name: row[field.name] for field in fields(ApiKey)}
     return ApiKey(**values | {"scopes": frozenset(values["scopes"])})
 
 

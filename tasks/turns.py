@@ -7,7 +7,7 @@ delays another's first by one at most. With one tenant it is the order of submis
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -64,11 +64,11 @@ class Line:
     def before(self, wanted: Collection[int]) -> dict[int, Backlog]:
         """Return what stands before each of the tasks numbered `wanted`; those that do not wait are left out."""
         found: dict[int, Backlog] = {}
-        seconds = Counter(self.left)
+        seconds = defaultdict(float, self.left)
         for number, turn in enumerate(self.waiting):
             if turn.seq in wanted:
                 found[turn.seq] = Backlog(number, dict(seconds))
-            seconds[turn.engine, turn.profile] += turn.work_seconds  # type: ignore[assignment]
+            seconds[turn.engine, turn.profile] += turn.work_seconds
         return found
 
     def before_new(self, priority: int, tenant: str) -> Backlog:
@@ -93,7 +93,7 @@ class Line:
 
 def read_line(db: Connection, now: datetime) -> Line:
     """Return the queue as it is at `now`."""
-    running, left = Counter[str](), Counter[tuple[str, str]]()
+    running, left = Counter[str](), defaultdict[tuple[str, str], float](float)
     columns = (tasks.c.tenant, tasks.c.engine, tasks.c.profile, tasks.c.updated_at, tasks.c.eta_seconds)
     for tenant, engine, profile, told_at, eta in db.execute(_in(Status.PROCESSING, *columns)):
         running[tenant] += 1

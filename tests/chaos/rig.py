@@ -7,7 +7,7 @@ import subprocess
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +99,9 @@ def sweep_later(data: Path, table: Path) -> None:
     """Sweep the data folder of a service as if two hours had gone by."""
     settings = load_settings({"data_dir": str(data), "engines": {"table": str(table)}})
     manager = TaskManager(settings, load_engines(settings))
-    later = lambda: utc_now() + timedelta(hours=2)  # noqa: E731
-    Sweeper(manager.store, manager.folders, manager.disk, manager.retention, later).sweep()
+    Sweeper(manager.store, manager.folders, manager.disk, manager.retention, _two_hours_on).sweep()
     manager.store.close()
+
+
+def _two_hours_on() -> datetime:
+    return utc_now() + timedelta(hours=2)
