@@ -36,12 +36,10 @@ class ServiceState:
     def get_or_set(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
         """Return what is set under `name`; where nothing is, set `value`: all processes that ask at once get one."""
         with self._writing.begin() as db:
-            found: dict[str, Any] | None = db.execute(
-                select(service_state.c.value).where(service_state.c.name == name)
-            ).scalar()
+            found = self.seen_by(db, name)
             if found is None:
                 db.execute(insert(service_state).values(name=name, value=value, updated_at=self._now()))
-            return found or value
+            return value if found is None else found
 
     def set(self, name: str, value: dict[str, Any] | None) -> None:
         """Set the fact, or remove it with None."""
