@@ -26,7 +26,7 @@ serve: setup ## the service in the foreground, http://127.0.0.1:5000 (AVATAR_HOS
 test: setup-dev ## all tests
 	@scripts/test.sh
 
-test-long: setup-dev ## the tests that `make test` leaves out to stay under ten minutes
+test-long: setup-dev ## the tests and variants that `make test` leaves out to stay under ten minutes
 	@$(PY) -m pytest -q -m long
 
 load: setup-dev ## 200 tasks and 20 previews at once through four web workers (the tests try fewer)

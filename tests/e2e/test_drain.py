@@ -11,6 +11,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from click.testing import Result
+
+from app import create_app
 from tests.conftest import ROOT
 from tests.e2e.conftest import Service
 
@@ -18,17 +22,27 @@ from tests.e2e.conftest import Service
 def drain_process(run: Service, *words: str) -> subprocess.Popen[str]:
     """Start the operator's command with the settings of the service."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AVATAR_")}
-    own = {"AVATAR_DATA_DIR": str(run.data), **run.environment, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "flask", "--app", "app", "drain", *words],
-        cwd=ROOT, env={**kept, **own}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, env={**kept, **settings_of(run), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
-def drain(run: Service, *words: str) -> subprocess.CompletedProcess[str]:
-    with drain_process(run, *words) as command:
-        said, complained = command.communicate(timeout=60)
-    return subprocess.CompletedProcess(words, command.returncode, said, complained)
+def settings_of(run: Service) -> dict[str, str]:
+    return {"AVATAR_DATA_DIR": str(run.data), **run.environment}
+
+
+def drain(run: Service, *words: str) -> Result:
+    """Run the command in this process, on the same folder: a new one would spend two seconds on imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings_of(run).items():
+            patch.setenv(name, value)
+        app = create_app()
+    try:
+        return app.test_cli_runner().invoke(args=["drain", *words])
+    finally:
+        app.extensions["task_manager"].store.close()
 
 
 def answer_before_the_body(run: Service, path: str) -> bytes:
@@ -50,7 +64,7 @@ def test_a_drain_lets_the_running_task_end_and_holds_back_all_others_until_it_is
     queued, unwanted = (run.submit(image, audio, engine="fake")["task_id"] for _ in range(2))
     run.until(running, lambda seen: seen["phase"] == "generating")
 
-    assert drain(run, "on", "--reason", "a new\n version").returncode == 0
+    assert drain(run, "on", "--reason", "a new\n version").exit_code == 0
 
     status, health = run.call("GET", "/api/v1/health")
     assert (status, health["status"]) == (503, "draining")
@@ -67,7 +81,7 @@ def test_a_drain_lets_the_running_task_end_and_holds_back_all_others_until_it_is
     assert len(run.call("GET", "/api/v1/tasks")[1]["tasks"]) == 3
 
     late = drain(run, "wait", "--timeout", "0.2")
-    assert (late.returncode, late.stderr.splitlines()[-1]) == (1, "1 task still running after 0.2 s")
+    assert (late.exit_code, late.stderr.splitlines()[-1]) == (1, "1 task still running after 0.2 s")
     with drain_process(run, "wait") as waiting:
         assert waiting.stdout is not None
         assert waiting.stdout.readline() == "1 task still running\n"

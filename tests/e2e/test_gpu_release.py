@@ -49,6 +49,7 @@ def gpu_state(run: Service) -> str:
     return str(gpus[0]["state"])
 
 
+@pytest.mark.long
 def test_a_gpu_is_given_out_again_only_when_its_memory_is_back(
     service: Callable[..., Service], machine: Callable[[float], Path], tmp_path: Path, portrait: Path, voice: Path
 ) -> None:

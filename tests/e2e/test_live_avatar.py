@@ -68,9 +68,9 @@ def calls(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("count", "gib", "capability", "profile", "steps", "ranks", "form"),
     [
-        (1, 79.1, (8, 0), "single_80gb", 4, 1, "mp4"),
+        pytest.param(1, 79.1, (8, 0), "single_80gb", 4, 1, "mp4", marks=pytest.mark.long),
         (1, 47.5, (8, 9), "single_fp8_48gb", 3, 1, "webm"),
-        (4, 79.1, (8, 0), "tpp_4gpu", 3, 4, "mp4"),
+        pytest.param(4, 79.1, (8, 0), "tpp_4gpu", 3, 4, "mp4", marks=pytest.mark.long),
         (5, 79.1, (9, 0), "tpp_5gpu", 4, 5, "mp4"),
     ],
 )
@@ -246,6 +246,7 @@ def test_a_gang_of_which_one_rank_fails_or_hangs_ends_whole_and_frees_its_gpus(
     assert run.ended(submit(run, wide, voice)["task_id"])["status"] == "completed"
 
 
+@pytest.mark.long
 def test_gpus_that_cannot_be_looked_at_are_told_of_and_hold_no_request_up(
     gpus: Gpus, tmp_path: Path, wide: Path, voice: Path
 ) -> None:

@@ -89,6 +89,7 @@ def test_from_the_201_to_the_engine_s_first_instruction_takes_less_than_300_ms(
     assert median < 0.3
 
 
+@pytest.mark.long
 def test_a_full_queue_is_a_503_with_retry_after_and_running_tasks_are_not_disturbed(
     service: Callable[..., Service], portrait: Path, voice: Path
 ) -> None:

@@ -116,6 +116,7 @@ def test_a_task_goes_on_while_every_web_process_is_killed_and_is_adopted_by_the_
     assert starts(tmp_path) == 1
 
 
+@pytest.mark.long
 def test_a_queued_task_outlives_a_kill_and_starts_after_the_restart(
     service: Callable[..., Service], portrait: Path, voice: Path
 ) -> None:

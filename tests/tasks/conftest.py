@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from PIL import Image
 
 from config_loader import Settings, load_engines, load_settings
 from task_manager import PreparedInput, Submission, TaskManager
+from tasks.launch import Launcher
 from tasks.model import OutputFormat, Priority, Task
 from tasks.profile import EngineTable
+from tasks.spawner import Spawner
 from tests.conftest import ROOT
 from utils.media import AudioFacts, ImageFacts
 from utils.process import marked
@@ -50,11 +53,39 @@ def ready_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(tmp_path_factory.mktemp("video") / "ready.mp4")
 
 
+class KeptSpawner:
+    """A spawner that outlives its scheduler and serves the next test's: starting one takes a second of processor."""
+
+    def __init__(self) -> None:
+        self.own = Spawner()
+        self.free = True
+        # By the thread that lives as long as the tests: a spawner is killed when the thread that started it ends.
+        self.own.warm_up()
+
+    def warm_up(self) -> None:
+        self.own.warm_up()
+
+    def spawn(self, folder: Path, environment: Mapping[str, str], lock: int) -> int:
+        return self.own.spawn(folder, environment, lock)
+
+    def close(self) -> None:
+        self.free = True
+
+
+@pytest.fixture(scope="session")
+def kept_spawner() -> Iterator[KeptSpawner]:
+    kept = KeptSpawner()
+    yield kept
+    kept.own.close()
+
+
 class Bench:
     """A service without its HTTP: submit, wait, look."""
 
-    def __init__(self, folder: Path, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.video, self.monkeypatch = folder, video, monkeypatch
+    def __init__(
+        self, folder: Path, video: Path, monkeypatch: pytest.MonkeyPatch, spawner: KeptSpawner | None = None
+    ) -> None:
+        self.folder, self.video, self.monkeypatch, self.spawner = folder, video, monkeypatch, spawner
         self.starts = folder / "starts.txt"
         self.starts.touch()
         self.managers: list[TaskManager] = []
@@ -88,8 +119,18 @@ class Bench:
         """Return a started manager whose only engine is the stand-in with this behaviour."""
         manager = TaskManager(*self.load(behaviour, settings, **profile))
         self.managers.append(manager)
-        manager.start()
+        self.start(manager)
         return manager
+
+    def start(self, manager: TaskManager) -> None:
+        """Start its scheduler, with the kept spawner where that is free."""
+        if self.spawner is None or not self.spawner.free:
+            manager.start()
+            return
+        self.spawner.free = False
+        with self.monkeypatch.context() as patch:
+            patch.setattr("task_manager.Launcher", partial(Launcher, spawner=self.spawner))
+            manager.start()
 
     def submit(self, manager: TaskManager, **changes: Any) -> Task:
         values: dict[str, Any] = {
@@ -134,7 +175,10 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, ready_video: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    made = Bench(tmp_path, ready_video, monkeypatch)
+def bench(
+    tmp_path: Path, ready_video: Path, monkeypatch: pytest.MonkeyPatch, kept_spawner: KeptSpawner
+) -> Iterator[Bench]:
+    kept_spawner.free = True  # whoever had it is gone with its test
+    made = Bench(tmp_path, ready_video, monkeypatch, kept_spawner)
     yield made
     made.close()

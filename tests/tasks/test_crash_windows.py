@@ -88,7 +88,7 @@ def acted(bench: Bench, point: Point) -> bool:
     return (bench.folder / "data" / f"failpoint-{point}").exists()
 
 
-@pytest.mark.parametrize("point", [Point.INPUTS_WRITTEN, Point.ROW_WRITTEN])
+@pytest.mark.parametrize("point", [pytest.param(Point.INPUTS_WRITTEN, marks=pytest.mark.long), Point.ROW_WRITTEN])
 def test_killed_before_the_row_is_committed_there_is_no_task_and_no_file(
     bench: Bench, web: Callable[..., subprocess.Popen[str]], point: Point
 ) -> None:
@@ -108,7 +108,7 @@ def test_killed_before_the_row_is_committed_there_is_no_task_and_no_file(
     ("point", "attempts", "starts"),
     [
         (Point.ROW_COMMITTED, 1, 1),
-        (Point.ATTEMPT_RESERVED, 1, 1),
+        pytest.param(Point.ATTEMPT_RESERVED, 1, 1, marks=pytest.mark.long),
         (Point.CLAIMED, 2, 1),
         (Point.RUNNER_SPAWNED, 1, 1),
     ],

@@ -73,7 +73,8 @@ def test_a_runner_that_lost_its_attempt_stops_and_publishes_nothing(bench: Bench
     assert not any((manager.folders.attempt(task.id, 1) / name).exists() for name in ("out", "publish"))
 
 
-@pytest.mark.parametrize("point", [Point.RUNNER_BEGAN, pytest.param(Point.ENGINE_STARTED, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("point", [Point.RUNNER_BEGAN, Point.ENGINE_STARTED])
 def test_a_runner_that_hangs_before_it_told_its_pid_is_killed_after_its_lease(bench: Bench, point: Point) -> None:
     settings: dict[str, Any] = {"env": "test", "failpoint": f"{point}:hang", **LEASE}
     manager = bench.open("slow_copy", settings=settings, env={**claims(bench), "FAKE_SECONDS": "0.5"})
@@ -147,6 +148,7 @@ def delegated() -> Iterator[Path]:
 def test_in_a_delegated_cgroup_nothing_escapes_not_even_without_an_environment(
     delegated: Path, bench: Bench, end: str
 ) -> None:
+    bench.spawner = None  # of its own, in that cgroup
     manager = bench.open("escape")
     task = bench.until(
         manager, bench.submit(manager), lambda seen: seen.phase is Phase.GENERATING and bool(seen.runner)
