@@ -72,7 +72,7 @@ def test_no_secret_is_told_to_anyone_who_does_not_have_it(
     token = jwt.encode({"exp": int(time.time()) + 600, "sub": "u", "tenant": "acme"}, JWT_SECRET, "HS256")
     run.http.headers = {"X-API-Key": key}
     accepted = run.submit(str(portrait), str(voice), engine="fake")
-    run.until(accepted["task_id"], lambda task: task["status"] == "processing")
+    run.until(accepted["task_id"], lambda task: task["phase"] == "generating")
     while_it_runs = command_lines()
     url = run.ended(accepted["task_id"])["output_video_url"]
     signature = parse_qs(urlsplit(url).query)["signature"][0]
