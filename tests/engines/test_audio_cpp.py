@@ -15,7 +15,7 @@ from task_manager import TaskManager
 from tasks.model import ErrorCode, Status, Task
 from tests.conftest import ROOT
 from tests.fakes.nvml import build as nvml
-from tests.tasks.conftest import Bench, bench, ready_video  # noqa: F401 - fixtures
+from tests.tasks.conftest import Bench, bench, kept_spawner, ready_video  # noqa: F401 - fixtures
 
 FAKES = ROOT / "tests" / "fakes" / "audio_cpp"
 MODEL_FILES = (
