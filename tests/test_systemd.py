@@ -31,6 +31,7 @@ def test_a_stop_leaves_runners_and_all_that_they_use_alone() -> None:
     needed = {
         "KillMode": "process", "OOMPolicy": "continue", "Restart": "always", "StateDirectory": "live-avatar",
         "Type": "notify", "ProtectSystem": "strict", "NoNewPrivileges": "yes",
+        "Delegate": "yes",
     }  # fmt: skip
     assert {name: service.get(name) for name in needed} == needed
     assert int(service["TasksMax"]) >= 4096
