@@ -42,12 +42,17 @@ class ClockGuard:
     state: ServiceState
     wall: Callable[[], datetime]
     steady: Callable[[], timedelta] = counted
+    checked: datetime = field(default=datetime.min.replace(tzinfo=UTC), init=False)
     _last: tuple[datetime, timedelta] | None = field(default=None, init=False)
     _hold: timedelta = field(default=timedelta(0), init=False)
 
     def beat(self) -> str:
-        """Compare the clocks and note the time; return why nothing may be removed now, or an empty text."""
-        wall, steady = self.wall(), self.steady()
+        """Compare the clocks and note the time; return why nothing may be removed now, or an empty text.
+
+        `checked` is then the time that was compared: whoever asks the clock again may meet a jump that nobody saw.
+        """
+        self.checked = wall = self.wall()
+        steady = self.steady()
         if self._last is None:
             self._hold = self._begin(wall)
         else:

@@ -58,7 +58,7 @@ class Sweeper:
         self, store: Store, folders: Folders, disk: Disk, policy: Policy, now: Callable[[], datetime] = utc_now,
         guard: ClockGuard | None = None,
     ) -> None:  # fmt: skip
-        self._store, self._folders, self._disk, self._policy, self._now = store, folders, disk, policy, now
+        self._store, self._folders, self._disk, self._policy = store, folders, disk, policy
         self._guard = guard or ClockGuard(store.state, now)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
@@ -114,6 +114,10 @@ class Sweeper:
         self._expire_uploads()
         self._search_orphans()
         self._disk.restore_ballast()
+
+    def _now(self) -> datetime:
+        """Return the time of this sweep, which the guard found to be right."""
+        return self._guard.checked
 
     # --- ended tasks ---------------------------------------------------------------------------------------------
 

@@ -262,6 +262,16 @@ def test_a_clock_that_jumps_stops_the_sweep_until_it_is_right_again(house: House
     assert not house.has(old)[0]
 
 
+def test_a_clock_that_jumps_while_a_sweep_goes_on_takes_nothing_with_it(house: House) -> None:
+    old, times = house.task(), iter([NOON])
+    wall = lambda: next(times, NOON + 30 * DAY)  # noqa: E731 - the guard sees the first one
+    disk = Disk(house.root, 0, Ballast(house.root / "ballast"))
+    guard = ClockGuard(house.store.state, wall, lambda: house.steady)
+    Sweeper(house.store, house.folders, disk, house.policy, wall, guard).sweep()
+    assert next(times, None) is None
+    assert house.has(old)[0]
+
+
 def test_after_a_long_absence_nothing_goes_for_a_day_however_often_the_service_restarts(house: House) -> None:
     old = house.task()
     house.sweeper.sweep()
