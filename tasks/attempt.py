@@ -42,7 +42,7 @@ from tasks.model import (
     Status,
 )
 from tasks.progress import LogFollower
-from tasks.spec import LOG_FILE, AttemptSpec
+from tasks.spec import BEAT_FILE, LOG_FILE, AttemptSpec
 from tasks.store import Store
 from tasks.verdict import DISK_FULL, Stopped, judge_exit, redact
 from tasks.wake import ring
@@ -228,7 +228,13 @@ class Attempt:
     def _beat(self, now: float) -> None:
         if now >= self.next_beat:
             self.next_beat = now + self.spec.heartbeat_seconds
+            self._show_pulse()
             self._try_to_tell(lambda: self.store.beat(self.spec.task_id, self.spec.attempt))
+
+    def _show_pulse(self) -> None:
+        """Beat where no lock of the database is in the way: who holds it for long must not cost a healthy attempt."""
+        with suppress(OSError):  # a folder that is gone or read-only: then the row's beat alone has to do
+            os.utime(self.folder / BEAT_FILE)
 
     def _try_to_tell(self, tell: Callable[[], None]) -> None:
         try:
@@ -250,7 +256,8 @@ class Attempt:
         limits = {Stopped.TIMED_OUT: self.spec.run_timeout_seconds, Stopped.HUNG: silence}
         tail = engine.log_tail(_TAIL_BYTES)
         limit = limits.get(self.stopped, 0.0) if self.stopped else 0.0
-        failure = judge_exit(status, self.stopped, limit, tail, disk_full=self._disk_is_full())
+        full = is_exhausted(self.folder)  # an engine's last words, that it is, would lie on the full disk
+        failure = judge_exit(status, self.stopped, limit, tail, disk_full=full)
         if failure is not None:
             return self._smaller(failure) or Ending(Event.FAIL, Facts(failure=failure))
         return self._publish(tail, time.monotonic())
@@ -309,16 +316,10 @@ class Attempt:
         spec = self.spec
         return lesson(spec.profile, spec.estimate, spec.plan, spec.params.sample_steps, load, total - load)
 
-    def _disk_is_full(self) -> bool:
-        """An engine's last words, that the disk is full, would lie on the full disk; so look."""
-        return is_exhausted(self.folder)
-
     def _cannot_start(self) -> Failure:
-        return (
-            Failure(ErrorCode.DISK_FULL, DISK_FULL)
-            if self._disk_is_full()
-            else Failure(ErrorCode.ENGINE_FAILED, self.problem)
-        )
+        if is_exhausted(self.folder):
+            return Failure(ErrorCode.DISK_FULL, DISK_FULL)
+        return Failure(ErrorCode.ENGINE_FAILED, self.problem)
 
     def _record(self, ending: Ending) -> int:
         """Write the end into the row, however long the database needs; a lost attempt publishes nothing."""
@@ -333,6 +334,7 @@ class Attempt:
         for lock in self.slot or ():
             os.close(lock)  # before the row says so: the next runner shall not wait for this process to leave
         for pause in self._pauses():
+            self._show_pulse()
             try:
                 task = self.store.finish(
                     self.spec.task_id, self.spec.attempt, ending.event, ending.facts, ending.lesson

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.spec import LOCK_FILE
 from tasks.trouble import DataRefused
 from utils.file_handler import remove_tree
+from utils.process import is_locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,10 @@ class Folders:
 
     def attempt(self, task_id: str, attempt: int) -> Path:
         return self.attempts(task_id) / str(attempt)
+
+    def is_held(self, task_id: str, attempt: int) -> bool:
+        """Say whether any process, a runner or the scheduler that is about to start one, still holds the attempt."""
+        return is_locked(self.attempt(task_id, attempt) / LOCK_FILE)
 
     def result(self, task_id: str, attempt: int) -> Path:
         return self.results / task_id / str(attempt)

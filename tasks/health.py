@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +10,10 @@ from tasks.admission import Admission
 from tasks.disk import Disk
 from tasks.hardware import Hardware
 from tasks.model import Status
-from tasks.scheduler import LOCK_NAME
+from tasks.scheduler import why_not_scheduled
 from tasks.settling import STATE_NAME, from_state, states
 from tasks.store import Store
 from utils.gpu import Gpu
-from utils.process import try_lock
 
 DISK_FULL = "the disk of the data folder is full"
 
@@ -59,7 +57,7 @@ class Examiner:
         counts = ask(self.store.counts) or {}
         engines = self._engines()
         against = [] if any(engine.available for engine in engines) else ["no engine can run on this machine"]
-        against += [] if self._is_scheduled() else ["no process schedules tasks at present"]
+        against += filter(None, [why_not_scheduled(self.disk.folder)])
         against += [] if self.disk.has_room() else [DISK_FULL]
         against += filter(None, [self.store.condition.reason()])
         against += self.hardware.reasons()
@@ -77,10 +75,3 @@ class Examiner:
             EngineState(e.name, e.title, not reasons[e.name], reasons[e.name], tuple(p.name for p in e.profiles))
             for e in table
         )
-
-    def _is_scheduled(self) -> bool:
-        lock = try_lock(self.disk.folder / LOCK_NAME)
-        if lock is None:
-            return True
-        os.close(lock)
-        return False

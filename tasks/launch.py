@@ -6,7 +6,6 @@ which a living runner could be taken for a dead one: the lock ends with the last
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,7 +19,7 @@ from tasks.folders import Folders
 from tasks.model import OOM_REASON, Task
 from tasks.placement import Placement
 from tasks.spawner import ROOT, Spawner
-from tasks.spec import DATABASE_VARIABLE, FAILPOINT_VARIABLE, LOCK_FILE, OUTPUT_FOLDER, AttemptSpec
+from tasks.spec import BEAT_FILE, DATABASE_VARIABLE, FAILPOINT_VARIABLE, LOCK_FILE, OUTPUT_FOLDER, AttemptSpec
 from utils.plan import VideoPlan
 from utils.process import holders, try_lock
 
@@ -56,16 +55,12 @@ class Launcher:
         environment = {**self.environment, **profile.env, **own, **gpus, **_promised(task.plan), **spec.marks}
         return self.spawner.spawn(Path(spec.folder), environment, lock)
 
-    def lives(self, task: Task) -> bool:
-        """Say whether any process still holds the task's present attempt."""
-        path = self.folders.attempt(task.id, task.attempt) / LOCK_FILE
-        if not path.exists():
-            return False
-        lock = try_lock(path)
-        if lock is None:
-            return True
-        os.close(lock)
-        return False
+    def pulse(self, task: Task) -> int | None:
+        """Return what changes while the runner of the task's present attempt works on, also without a database."""
+        try:
+            return (self.folders.attempt(task.id, task.attempt) / BEAT_FILE).stat().st_mtime_ns
+        except OSError:
+            return None
 
     def kill_holders(self, task: Task) -> None:
         """SIGKILL every process that holds the task's present attempt."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tasks.attempt import Attempt
 from tasks.engine_process import EngineProcess
-from tasks.spec import CGROUP_FILE, DATABASE_VARIABLE, FAILPOINT_VARIABLE, LOG_FILE, AttemptSpec
+from tasks.spec import BEAT_FILE, CGROUP_FILE, DATABASE_VARIABLE, FAILPOINT_VARIABLE, LOG_FILE, AttemptSpec
 from utils.failpoint import Point, reach
 from utils.process import become_subreaper, make_cgroup, name_process, try_lock
 
@@ -26,21 +26,26 @@ def run(folder: Path) -> int:
     name_process("avatar-runner")
     become_subreaper()
     spec = AttemptSpec.load(folder)
-    if not _is_first(folder):
-        return 0
-    reach(Point.RUNNER_BEGAN)
-    slot = _take_slots([Path(path) for path in spec.slot_locks])
-    began = time.monotonic()
-    engine, problem = None, "the slot is still held by a process of an earlier task"
-    if slot is not None:
-        engine, problem = _start(spec, folder, slot)
-    return Attempt(spec, os.environ[DATABASE_VARIABLE], engine, problem, slot, began).run()
+    try:
+        if not _is_first(folder):
+            return 0
+        reach(Point.RUNNER_BEGAN)
+        slot = _take_slots([Path(path) for path in spec.slot_locks])
+    except OSError as error:  # no room for a file: no engine then, only a runner that says so
+        return _tell_end(spec, None, f"{error.filename} cannot be written: {error.strerror}", None)
+    if slot is None:
+        return _tell_end(spec, None, "the slot is still held by a process of an earlier task", None)
+    return _tell_end(spec, *_start(spec, folder, slot), slot)
+
+
+def _tell_end(spec: AttemptSpec, engine: EngineProcess | None, problem: str, slot: list[int] | None) -> int:
+    return Attempt(spec, os.environ[DATABASE_VARIABLE], engine, problem, slot, time.monotonic()).run()
 
 
 def _is_first(folder: Path) -> bool:
     """Say whether no runner of this attempt came before: a spawner that did not answer in time may have forked one."""
     try:
-        (folder / "started").touch(exist_ok=False)
+        (folder / BEAT_FILE).touch(exist_ok=False)
     except FileExistsError:
         return False
     return True

@@ -7,15 +7,16 @@ a ring may be lost.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import select
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from tasks import drain
 from tasks.estimate import Work
@@ -30,11 +31,19 @@ from tasks.spec import AttemptSpec
 from tasks.store import Store, utc_now
 from tasks.wake import Bell, ring
 from utils.failpoint import Point, reach
-from utils.process import boot_id, is_alive, kill_all, try_lock, watch
+from utils.file_handler import FULL
+from utils.process import boot_id, is_alive, is_locked, kill_all, try_lock, watch
 
 log = logging.getLogger("scheduler")
 
+Beat = tuple[datetime | None, int | None]
+"""What a runner last wrote into its row, and the pulse in its folder."""
+
 LOCK_NAME = "scheduler.lock"
+
+_STALLED_SECONDS = 20.0
+"""The scheduler looks every few seconds; one that has not for so long was stopped, or a look does not end."""
+
 
 _TAKEOVER_SECONDS = 0.5
 _LOOK_SECONDS = 5.0
@@ -73,7 +82,7 @@ class Scheduler:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._watched: dict[tuple[str, int], int] = {}  # attempt -> pidfd of its runner
-        self._heard: dict[tuple[str, int], tuple[datetime | None, float]] = {}  # attempt -> its last beat, and when
+        self._heard: dict[tuple[str, int], tuple[Beat, float]] = {}  # attempt -> its last beats, and when they came
         self._release = timedelta(seconds=release_seconds)
         self._loans: Loans = {}
 
@@ -91,34 +100,37 @@ class Scheduler:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            lock = try_lock(self._lock_file)
-            if lock is None:
-                self._stopping.wait(_TAKEOVER_SECONDS)
-                continue
+            pause = _RETRY_SECONDS
             try:
-                self._hold_office()
+                lock = try_lock(self._lock_file)
+                if lock is None:
+                    pause = _TAKEOVER_SECONDS
+                else:
+                    self._hold_office(lock)
             except Exception:
                 # Whatever it was, the thread must not end: health would go on saying that all is well.
                 log.exception("this process cannot schedule, trying again")
-            finally:
-                os.close(lock)
-            self._stopping.wait(_RETRY_SECONDS)
+            self._stopping.wait(pause)
 
-    def _hold_office(self) -> None:
-        bell = Bell(self._launcher.folders.wake)
-        try:
+    def _hold_office(self, lock: int) -> None:
+        """Schedule until stopped; `lock` is closed then."""
+        with ExitStack() as stack:
+            stack.callback(os.close, lock)
+            bell = stack.enter_context(closing(Bell(self._launcher.folders.wake)))
+            stack.callback(self._leave_office)
             self._launcher.spawner.warm_up()
             self._loans = from_state(self._store.state.get(STATE_NAME))
             log.info("this process schedules")
-            self._schedule(bell)
-        finally:
-            bell.close()
-            self._launcher.spawner.close()
-            for attempt in list(self._watched):
-                self._forget(attempt)
+            self._schedule(bell, lock)
 
-    def _schedule(self, bell: Bell) -> None:
+    def _leave_office(self) -> None:
+        self._launcher.spawner.close()
+        for attempt in list(self._watched):
+            self._forget(attempt)
+
+    def _schedule(self, bell: Bell, lock: int) -> None:
         while not self._stopping.is_set():
+            _note_look(lock)
             bell.hush()  # before looking: a ring from here on leads to another look
             try:
                 self._reap()
@@ -179,7 +191,12 @@ class Scheduler:
         task = placement.task
         if placement.gpus:
             self._note_loans(lend(self._loans, host.cards, placement.gpus))
-        lock = self._launcher.reserve(task.id, task.attempt + 1)
+        try:
+            lock = self._launcher.reserve(task.id, task.attempt + 1)
+        except OSError as error:  # no room for a folder: else it would be tried at each look for ever
+            with suppress(LostRace):
+                self._fail_to_start(self._store.happen(task, Event.CLAIM, self._claim(placement)), error)
+            return
         if lock is None:
             log.error("attempt %d of task %s is already held by a process", task.attempt + 1, task.id)
             return
@@ -203,11 +220,14 @@ class Scheduler:
         except SpawnError:
             raise  # a runner may have been forked all the same: the next look finds it, or an orphan
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            code = ErrorCode.DISK_FULL if full else ErrorCode.ENGINE_FAILED
-            text = f"the task could not be started: {error.strerror or error}"
-            self._store.happen(claimed, Event.FAIL, Facts(failure=Failure(code, text)))
+            self._fail_to_start(claimed, error)
             raise
+
+    def _fail_to_start(self, claimed: Task, error: OSError) -> None:
+        code = ErrorCode.DISK_FULL if error.errno in FULL else ErrorCode.ENGINE_FAILED
+        text = f"the task could not be started: {error.strerror or error}"
+        log.error("task %s: %s (%s)", claimed.id, text, error.filename)
+        self._store.happen(claimed, Event.FAIL, Facts(failure=Failure(code, text)))
 
     def _want_gpus(self, queued: list[Task]) -> bool:
         engines = (self._table.engine(name) for name in {task.engine for task in queued})
@@ -231,7 +251,7 @@ class Scheduler:
             self._forget(gone)
             self._heard.pop(gone, None)
         for attempt, task in running.items():
-            if not self._launcher.lives(task):
+            if not self._launcher.folders.is_held(task.id, task.attempt):
                 self._forget(attempt)
                 self._end_orphan(task)
             else:
@@ -249,10 +269,10 @@ class Scheduler:
         The silence is measured here, for a clock that is set forward must kill no runner. Whoever holds the attempt's
         lock is killed: a runner may have been stopped before it could tell its pid, or a spawner before it forked.
         """
-        now = time.monotonic()
-        beat, heard = self._heard.get(attempt, (None, now))
-        if attempt not in self._heard or beat != task.heartbeat_at:
-            self._heard[attempt] = task.heartbeat_at, now
+        now, beat = time.monotonic(), (task.heartbeat_at, self._launcher.pulse(task))
+        last, heard = self._heard.get(attempt, (None, now))
+        if beat != last:
+            self._heard[attempt] = beat, now
         elif now - heard > self._lease_seconds:
             log.error("the runner of task %s has been silent for %.0f s and is killed", task.id, now - heard)
             self._launcher.kill_holders(task)
@@ -291,3 +311,23 @@ class Scheduler:
             return Event.REQUEUE, Facts()
         text = f"interrupted {task.attempt} times: the process that ran it was killed, or the machine restarted"
         return Event.FAIL, Facts(failure=Failure(ErrorCode.INTERRUPTED, text))
+
+
+def _note_look(lock: int) -> None:
+    """Write into the lock's file when its holder looked, on the clock that nobody can set and all processes share."""
+    with suppress(OSError):  # a full disk: it is told as such
+        os.pwrite(lock, f"{time.monotonic():020.3f}\n".encode(), 0)
+
+
+def why_not_scheduled(folder: Path) -> str:
+    """Say why no queued task starts on the data folder at present, or nothing."""
+    path = folder / LOCK_NAME
+    if not is_locked(path):
+        return "no process schedules tasks at present"
+    try:
+        since = time.monotonic() - float(path.read_text() or "inf")
+    except (OSError, ValueError):
+        return ""  # it has just been made, or is of another version
+    if since < _STALLED_SECONDS:
+        return ""
+    return f"the process that schedules tasks has not looked at them for {since:.0f} s; gunicorn ends one that hangs"

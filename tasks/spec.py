@@ -18,6 +18,9 @@ LOG_FILE = "engine.log"
 LOCK_FILE = "lock"
 FINISH_FILE = "finish.json"
 CGROUP_FILE = "cgroup"
+BEAT_FILE = "started"
+"""Made by the first runner of the attempt; its time of change is the runner's pulse where the database is locked."""
+
 OUTPUT_FOLDER = "out"
 STAGING_FOLDER = "publish"
 

@@ -28,6 +28,9 @@ from web.waiting import Waiting
 _TELL_SECONDS = 30.0
 """How often `drain wait` says that it still waits."""
 
+_LOOK_SECONDS = 2.0
+"""How often it looks for itself: a runner that dies writes nothing."""
+
 
 def register(app: Flask, settings: Settings) -> None:
     """Add the commands to those of `app`."""
@@ -72,7 +75,10 @@ def _status() -> None:
 @click.option("--timeout", type=click.FloatRange(min=0), default=math.inf, metavar="S", help="Seconds; default: none.")
 @with_appcontext
 def _wait(timeout: float) -> None:
-    """Wait until no task runs. Exit 1 when some still do after the timeout."""
+    """Wait until no task runs. Exit 1 when some still do after the timeout.
+
+    A task whose runner is dead does not run: the service, once it is up, ends it or queues it again.
+    """
     manager, deadline = opened_manager(), time.monotonic() + timeout
     if drain.current(manager.store.state) is None:
         click.echo("the service does not drain, so tasks may start at any time: see drain on", err=True)
@@ -80,24 +86,32 @@ def _wait(timeout: float) -> None:
     if running:
         click.echo(f"{_tasks(running)} still running after {timeout:g} s", err=True)
         raise SystemExit(1)
+    lost = manager.store.counts()[Status.PROCESSING]
+    if lost:
+        click.echo(f"{_tasks(lost)} lost the process that ran it: tried again once the service is up", err=True)
     click.echo("no task is running")
 
 
 def _wait_for_none(manager: TaskManager, deadline: float) -> int:
     """Return how many tasks run when none does or the deadline has come; say now and then how many still do."""
-    waiting, running = Waiting(manager.store.changes, max_waiters=1), _running(manager)
+    waiting, running, tell_at = Waiting(manager.store.changes, max_waiters=1), _running(manager), 0.0
     try:
-        while running and (left := deadline - time.monotonic()) > 0:
-            click.echo(f"{_tasks(running)} still running")
-            seconds = min(left, _TELL_SECONDS)
-            running, _ = waiting.until(lambda: _running(manager), partial(operator.ne, running), seconds)
+        while running and (left := deadline - (now := time.monotonic())) > 0:
+            if now >= tell_at:
+                click.echo(f"{_tasks(running)} still running")
+                tell_at = now + _TELL_SECONDS
+            before, seconds = running, min(left, _LOOK_SECONDS)
+            running, _ = waiting.until(lambda: _running(manager), partial(operator.ne, before), seconds)
+            tell_at = tell_at if running == before else 0.0
     finally:
         waiting.stop()
     return running
 
 
 def _running(manager: TaskManager) -> int:
-    return manager.store.counts()[Status.PROCESSING]
+    """Return how many tasks are being worked on; nobody may be there to notice that a runner has died."""
+    held = manager.folders.is_held
+    return sum(held(task.id, task.attempt) for task in manager.store.processing())
 
 
 def _tell_status() -> None:

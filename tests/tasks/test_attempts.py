@@ -15,6 +15,8 @@ import pytest
 
 from task_manager import PreparedInput, TaskGone, TaskManager
 from tasks.model import ErrorCode, OutputFormat, Phase, Status, Task
+from tasks.scheduler import why_not_scheduled
+from tasks.wake import ring
 from tests.conftest import ROOT
 from tests.tasks.conftest import FRAMES, Bench, write_video
 from utils.media import AudioFacts, ImageFacts
@@ -345,6 +347,23 @@ def test_a_killed_or_stopped_spawner_is_replaced(bench: Bench) -> None:
         task = bench.ended(manager, bench.submit(manager))
         assert (task.status, task.attempt) == (Status.COMPLETED, 1)
         assert len(bench.starts_of(task)) == 1
+
+
+def test_a_scheduler_that_looks_no_more_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.scheduler._STALLED_SECONDS", 0.5)
+    manager, free = bench.open(), threading.Event()
+    assert manager.health().reasons == ()
+    monkeypatch.setattr(manager.store, "processing", lambda: free.wait(30) and [])
+    ring(manager.folders.wake)
+    deadline = time.monotonic() + 20
+    try:
+        while "has not looked at them for" not in (found := why_not_scheduled(manager.folders.data)):
+            assert time.monotonic() < deadline, found
+            threading.Event().wait(0.05)
+    finally:
+        monkeypatch.undo()
+        free.set()
+    assert bench.ended(manager, bench.submit(manager)).status is Status.COMPLETED
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

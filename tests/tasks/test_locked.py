@@ -12,7 +12,9 @@ from tests.tasks.conftest import Bench
 
 
 def test_a_runner_works_on_while_the_database_is_locked_and_tells_its_end_later(bench: Bench) -> None:
-    manager = bench.open("slow_copy", env={"FAKE_SECONDS": "2"})
+    """And the scheduler, which hears nothing from it in the database for longer than its lease, does not kill it."""
+    runner = {"heartbeat_seconds": 0.2, "lease_seconds": 1.0, "poll_seconds": 0.05}
+    manager = bench.open("slow_copy", {"runner": runner}, env={"FAKE_SECONDS": "3"})
     task = bench.submit(manager)
     task = bench.until(manager, task, lambda seen: seen.runner is not None)
     with closing(sqlite3.connect(manager.folders.data / "avatar.db", isolation_level=None)) as holder:
