@@ -78,7 +78,11 @@ class Sweeper:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            lock = try_lock(self._folders.data / LOCK_NAME)
+            try:
+                lock = try_lock(self._folders.data / LOCK_NAME)
+            except OSError as error:  # no room for the file; its want must not end the thread
+                log.error("nothing that expired can be removed: %s: %s", error.filename, error.strerror)
+                lock = None
             if lock is None:
                 self._stopping.wait(_TAKEOVER_SECONDS)
                 continue

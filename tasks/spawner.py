@@ -149,10 +149,7 @@ def _become_runner(folder: Path, environment: dict[str, str], lock: int) -> None
     try:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        log = os.open(folder / "runner.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
+        _log_to(folder / "runner.log")
         os.environ.clear()
         os.environ.update(environment)
         os.set_inheritable(lock, False)
@@ -164,6 +161,21 @@ def _become_runner(folder: Path, environment: dict[str, str], lock: int) -> None
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def _log_to(path: Path) -> None:
+    """Send what is written to stdout and stderr to the file; where the disk has no room for it, leave them as they are.
+
+    The runner has more to tell than its log: that the disk is full, in its task's row.
+    """
+    try:
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    except OSError as error:
+        print(f"{path} cannot be written: {error.strerror}", file=sys.stderr)  # noqa: T201 - the spawner's own log
+        return
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
 
 
 if __name__ == "__main__":

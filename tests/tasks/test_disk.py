@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from task_manager import TaskManager
 from tasks.disk import FIXED_BYTES, Ballast, Demand, Disk, free_bytes, is_full
 from tasks.health import DISK_FULL
 from tasks.model import ErrorCode, OutputFormat, Status
@@ -24,12 +27,13 @@ SMALL = {"disk": {"reserve_bytes": 0, "ballast_bytes": MIB}}
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 MiB, mounted where the bench keeps its data."""
+    """A file system of 16 MiB and 400 files, mounted where the bench keeps its data."""
     folder = tmp_path / "data"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
+        ["mount", "-t", "tmpfs", "-o", "size=16m,nr_inodes=400", "tmpfs", str(folder)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
     yield folder
@@ -50,6 +54,15 @@ def fill(folder: Path, leave: int = 0) -> Path:
             with suppress(OSError):  # the service took some of it just now
                 os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, room)
     return filler
+
+
+def fill_files(folder: Path, leave: int) -> Path:
+    """Let the disk have room for bytes, and for only so many more files and folders."""
+    crowd = folder / "crowd"
+    crowd.mkdir()
+    for number in range(os.statvfs(folder).f_favail - leave):
+        (crowd / str(number)).touch()
+    return crowd
 
 
 def left_behind(folder: Path) -> list[str]:
@@ -134,6 +147,36 @@ def test_a_submit_to_a_disk_that_fills_is_refused_or_ends_honestly(small_disk: P
         assert left_behind(small_disk) == []
     filler.unlink()
     assert bench.ended(manager, bench.submit(manager)).status is Status.COMPLETED
+
+
+@pytest.mark.parametrize("leave", [0, *(pytest.param(leave, marks=pytest.mark.long) for leave in range(1, 10))])
+def test_a_task_that_finds_no_room_for_a_file_of_its_own_fails_and_the_next_one_succeeds(
+    small_disk: Path, bench: Bench, leave: int
+) -> None:
+    bench.open("copy", SMALL).stop()
+    manager = TaskManager(*bench.load("copy", SMALL))
+    bench.managers.append(manager)
+    task = bench.submit(manager)
+    crowd = fill_files(small_disk, leave)
+    bench.start(manager)
+    ended = bench.ended(manager, task)
+    assert ended.status is Status.COMPLETED or ended.failure.code is ErrorCode.DISK_FULL, ended.failure
+    assert leave or ended.status is Status.FAILED
+    assert ended.status is Status.COMPLETED or left_behind(small_disk) == []
+    shutil.rmtree(crowd)
+    assert bench.ended(manager, bench.submit(manager)).status is Status.COMPLETED
+
+
+def test_who_cannot_schedule_for_want_of_a_file_does_so_once_there_is_room(small_disk: Path, bench: Bench) -> None:
+    manager = TaskManager(*bench.load("copy", SMALL))
+    bench.managers.append(manager)
+    task = bench.submit(manager)
+    crowd = fill_files(small_disk, 0)
+    bench.start(manager)
+    threading.Event().wait(0.1)  # for its first try, which leaves no trace to wait for
+    assert {DISK_FULL, "no process schedules tasks at present"} <= set(manager.health().reasons)
+    shutil.rmtree(crowd)
+    assert bench.ended(manager, task).status is Status.COMPLETED
 
 
 def test_a_service_starts_on_a_full_disk_and_tells_what_it_has(small_disk: Path, bench: Bench) -> None:
