@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from tasks.engine_limits import EngineLimits
 from tasks.policy import Policy, Quotas
 from tasks.profile import Engine, EngineTable
 from utils.failpoint import FailPoint
@@ -144,11 +145,21 @@ def _span(number: float, seconds: int) -> timedelta | None:
     return timedelta(seconds=number * seconds) if number else None
 
 
+class RunnerLimitSettings(_Section):
+    file_bytes: int = Field(64 * 2**30, ge=0, lt=2**63)
+    open_files: int = Field(65_536, ge=0, lt=2**31)
+
+    def policy(self) -> EngineLimits:
+        """Return the same as the runner takes it."""
+        return EngineLimits(**self.model_dump())
+
+
 class RunnerSettings(_Section):
     max_attempts: int = Field(2, ge=1)
     heartbeat_seconds: float = Field(10.0, gt=0)
     lease_seconds: float = Field(120.0, gt=0)
     poll_seconds: float = Field(0.25, gt=0)
+    limits: RunnerLimitSettings = RunnerLimitSettings()
 
 
 class Settings(BaseSettings):

@@ -139,7 +139,7 @@ class TaskManager:
         runner = self._settings.runner
         launcher = Launcher(
             self.folders, self._environment, self._settings.database_url, runner.max_attempts,
-            runner.heartbeat_seconds, runner.poll_seconds, self._settings.failpoint,
+            runner.heartbeat_seconds, runner.poll_seconds, self._settings.failpoint, runner.limits.policy(),
         )  # fmt: skip
         self._scheduler = Scheduler(
             self.store, launcher, self._table, self._host, max_attempts=runner.max_attempts,

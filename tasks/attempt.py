@@ -257,7 +257,7 @@ class Attempt:
         tail = engine.log_tail(_TAIL_BYTES)
         limit = limits.get(self.stopped, 0.0) if self.stopped else 0.0
         full = is_exhausted(self.folder)  # an engine's last words, that it is, would lie on the full disk
-        failure = judge_exit(status, self.stopped, limit, tail, disk_full=full)
+        failure = judge_exit(status, self.stopped, limit, tail, full, self.spec.limits.file_bytes)
         if failure is not None:
             return self._smaller(failure) or Ending(Event.FAIL, Facts(failure=failure))
         return self._publish(tail, time.monotonic())

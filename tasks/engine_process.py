@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.engine_limits import NO_LIMITS, EngineLimits
 from tasks.model import Note, Phase
 from utils.process import die_with_parent, join_cgroup
 
@@ -35,15 +36,16 @@ class EngineProcess:
     """A started engine.
 
     Must be made by the main thread of a process that lives as long as the engine may: the engine gets SIGTERM when
-    that thread ends.
+    that thread ends. `limits` must be within this process's own.
     """
 
     def __init__(
         self, argv: Sequence[str], folder: Path, log: Path, environ: Mapping[str, str], inherit: Sequence[int],
-        cgroup: Path | None = None,
+        cgroup: Path | None = None, limits: EngineLimits = NO_LIMITS,
     ) -> None:  # fmt: skip
         def prepare() -> None:
             die_with_parent()
+            limits.apply()
             if cgroup is not None:
                 with suppress(OSError):  # then it is found by its parents and its marks only
                     join_cgroup(cgroup)

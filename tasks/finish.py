@@ -109,7 +109,7 @@ def _verified(spec: AttemptSpec, log_tail: str) -> tuple[Path, VideoFacts]:
         except VideoError as error:
             output = Output(1, defect=str(error))
     planned = Planned(spec.plan.frames, spec.extra_frames, spec.plan.video_seconds, spec.seconds_tolerance)
-    failure = judge_output(output, planned, log_tail)
+    failure = judge_output(output, planned, log_tail, spec.limits.file_bytes)
     if failure is not None or facts is None:
         raise Unusable(failure or Failure(ErrorCode.ENGINE_OUTPUT_INVALID, "no video"))
     return videos[0], facts

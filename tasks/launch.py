@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from tasks.engine_limits import NO_LIMITS, EngineLimits
 from tasks.estimate import Work
 from tasks.folders import Folders
 from tasks.model import OOM_REASON, Task
@@ -35,6 +36,7 @@ class Launcher:
     heartbeat_seconds: float
     poll_seconds: float
     failpoint: str = ""
+    limits: EngineLimits = NO_LIMITS
     spawner: Spawner = field(default_factory=Spawner)
 
     def reserve(self, task_id: str, attempt: int) -> int | None:
@@ -99,6 +101,7 @@ class Launcher:
             first_clip_silence_seconds=profile.first_clip_silence_seconds,
             heartbeat_seconds=self.heartbeat_seconds,
             poll_seconds=self.poll_seconds,
+            limits=self.limits,
         )
 
     def _argv(self, task: Task, placement: Placement, folder: Path) -> list[str]:

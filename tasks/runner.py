@@ -57,7 +57,7 @@ def _start(spec: AttemptSpec, folder: Path, slot: list[int]) -> tuple[EngineProc
     try:
         if cgroup is not None:
             (folder / CGROUP_FILE).write_text(str(cgroup), "utf-8")  # for whoever comes after this process
-        return EngineProcess(spec.argv, folder, folder / LOG_FILE, environ, slot, cgroup), ""
+        return EngineProcess(spec.argv, folder, folder / LOG_FILE, environ, slot, cgroup, spec.limits), ""
     except OSError as error:
         return None, f"the engine's script cannot be started: {error.strerror}"
 

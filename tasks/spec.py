@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tasks.engine_limits import EngineLimits
 from tasks.model import OutputFormat, Params, Phase
 from tasks.profile import Estimate, Patterns
 from utils.plan import VideoPlan
@@ -63,6 +64,7 @@ class AttemptSpec:
     first_clip_silence_seconds: float
     heartbeat_seconds: float
     poll_seconds: float
+    limits: EngineLimits
 
     def save(self) -> None:
         path = Path(self.folder) / SPEC_FILE
@@ -73,6 +75,7 @@ class AttemptSpec:
         raw = json.loads((folder / SPEC_FILE).read_text("utf-8"))
         raw["plan"] = VideoPlan(**raw["plan"])
         raw["estimate"] = Estimate(**raw["estimate"])
+        raw["limits"] = EngineLimits(**raw["limits"]).within_own()
         params = raw["params"]
         raw["params"] = Params(**{**params, "output_format": OutputFormat(params["output_format"])})
         progress = raw["progress"]

@@ -47,6 +47,8 @@ class Planned:
 
 
 DISK_FULL = "the disk is full: free some space and submit the task again"
+_FILE_TOO_LARGE = "the engine wrote a file past its limit of {limit}: submit a shorter video, or raise that limit"
+_TOLD_TOO_LARGE = r"\bEFBIG\b|File too large|File size limit exceeded|SIGXFSZ"
 _MODEL_FILES = r"ckpt/|\.pth|\.safetensors|config\.json|umt5|wav2vec"
 _LORA = r"(?i:\blora\b[^\n]*(?:error|invalid|corrupt|mismatch|not found)|error[^\n]*\blora\b)"
 _CAUSES: tuple[tuple[str, ErrorCode, str], ...] = (
@@ -59,6 +61,11 @@ _CAUSES: tuple[tuple[str, ErrorCode, str], ...] = (
         r"No space left on device|ENOSPC|Disk quota exceeded",
         ErrorCode.DISK_FULL,
         DISK_FULL,
+    ),
+    (
+        _TOLD_TOO_LARGE,
+        ErrorCode.ENGINE_FAILED,
+        _FILE_TOO_LARGE,
     ),
     (
         r"EADDRINUSE|[Aa]ddress already in use",
@@ -88,6 +95,7 @@ is a cause only where no rank died of something else."""
 _SEE_LOG = "its log may tell why, and another attempt may help"
 _FALSE_SUCCESSES: tuple[tuple[str, ErrorCode, str], ...] = (
     (r"No space left on device|ENOSPC|Disk quota exceeded", ErrorCode.DISK_FULL, DISK_FULL),
+    (_TOLD_TOO_LARGE, ErrorCode.ENGINE_OUTPUT_INVALID, _FILE_TOO_LARGE),
     (
         r"save_video failed",
         ErrorCode.ENGINE_OUTPUT_INVALID,
@@ -105,13 +113,23 @@ it could not save it cannot merge either."""
 _RANK_ERROR = re.compile(r"^(?:\[\w+\]:)?\[rank\d+\]: (\w[\w.]*(?:Error|Exception)\b[^\r\n]*)", re.MULTILINE)
 # torchrun's line on the rank that it saw fail first, or a row of its table; SIGTERM is torchrun's own.
 _RANK_KILLED = re.compile(r"local_rank: (?P<rank>\d+)\)\n  exitcode  : -(?!15 )(?P<signal>\d+) \(pid")
+# Of the process itself, and as a shell tells it of its child's.
+_TOO_LARGE_STATUSES = (-signal.SIGXFSZ, 128 + signal.SIGXFSZ)
 _ECHO = re.compile(r"Connection (?:closed|reset) by peer|NCCL")
 
 
 def judge_exit(
-    status: int, stopped: Stopped | None, limit_seconds: float, log_tail: str, disk_full: bool = False
+    status: int,
+    stopped: Stopped | None,
+    limit_seconds: float,
+    log_tail: str,
+    disk_full: bool = False,
+    file_bytes: int = 0,
 ) -> Failure | None:
-    """Return why an engine failed that ended with `status` (negative: the signal), or None: look at its output."""
+    """Return why an engine failed that ended with `status` (negative: the signal), or None: look at its output.
+
+    `file_bytes` is how large a file it might write (0: not limited by a setting).
+    """
     if stopped is Stopped.TIMED_OUT:
         excerpt = excerpt_of(log_tail)
         return Failure(ErrorCode.TIMED_OUT, f"the engine ran for more than its {limit_seconds:g} s", excerpt)
@@ -120,12 +138,14 @@ def judge_exit(
         return Failure(ErrorCode.ENGINE_HUNG, text, excerpt_of(log_tail))
     if status == 0:
         return None
+    if status in _TOO_LARGE_STATUSES:
+        return Failure(ErrorCode.ENGINE_FAILED, _sentence(_FILE_TOO_LARGE, file_bytes), excerpt_of(log_tail))
     if disk_full:
         return Failure(ErrorCode.DISK_FULL, DISK_FULL, excerpt_of(log_tail))
     for pattern, code, sentence in _CAUSES:
         found = re.search(pattern, log_tail)
         if found and not (code is ErrorCode.NCCL_ERROR and _died_otherwise(log_tail)):
-            return Failure(code, sentence, _around(log_tail, found.end()))
+            return Failure(code, _sentence(sentence, file_bytes), _around(log_tail, found.end()))
     if status < 0:
         text = f"the engine was killed by {_signal_name(-status)}"
         return Failure(ErrorCode.ENGINE_FAILED, text, excerpt_of(log_tail))
@@ -166,14 +186,19 @@ def _around(log_tail: str, position: int) -> str:
     return excerpt_of(log_tail if after < 0 else log_tail[:after])
 
 
-def judge_output(output: Output, planned: Planned, log_tail: str) -> Failure | None:
+def _sentence(cause: str, file_bytes: int) -> str:
+    limit = f"{file_bytes} bytes (runner.limits.file_bytes)" if file_bytes else "as many bytes as the service may write"
+    return cause.format(limit=limit)
+
+
+def judge_output(output: Output, planned: Planned, log_tail: str, file_bytes: int = 0) -> Failure | None:
     """Return what is wrong with the output of an engine that claims success, or None when the video is as planned."""
     reason = _defect(output, planned)
     if not reason:
         return None
     for pattern, code, advice in _FALSE_SUCCESSES:
         if found := re.search(pattern, log_tail):
-            return Failure(code, f"{reason}; {advice}", _around(log_tail, found.start()))
+            return Failure(code, f"{reason}; {_sentence(advice, file_bytes)}", _around(log_tail, found.start()))
     return Failure(ErrorCode.ENGINE_OUTPUT_INVALID, f"{reason}; {_SEE_LOG}", excerpt_of(log_tail))
 
 

@@ -15,6 +15,7 @@ STARTED = time.time()
 
 import fcntl
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -140,8 +141,10 @@ def many_notes() -> int:
 
 
 def dump() -> int:
+    limits = {name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}")) for name in ("CORE", "FSIZE", "NOFILE")}
+    seen = {"argv": sys.argv[1:], "environ": dict(os.environ), "cwd": os.getcwd(), "limits": limits}
     with open(os.path.join(OUTPUT, "..", "seen.json"), "w") as file:
-        json.dump({"argv": sys.argv[1:], "environ": dict(os.environ), "cwd": os.getcwd()}, file)
+        json.dump(seen, file)
     return copy()
 
 

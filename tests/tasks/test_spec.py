@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.engine_limits import EngineLimits
 from tasks.model import OutputFormat, Params, Phase
 from tasks.profile import Estimate, Patterns
 from tasks.spec import AttemptSpec
@@ -23,7 +24,7 @@ def spec(folder: Path, **changes: float) -> AttemptSpec:
         params=params, adjusted=False, oom_sizes=[], retry_on=[],
         progress=Patterns(files=("a",), phases={Phase.ENCODING: "x"}),
         estimate=Estimate(), expected_load=10.0, expected_generate=500.0, grace_seconds=1.0, run_timeout_seconds=0.0,
-        heartbeat_seconds=1.0, poll_seconds=1.0,
+        heartbeat_seconds=1.0, poll_seconds=1.0, limits=EngineLimits(2**30, 100),
         **{"silence_timeout_seconds": 60.0, "first_clip_silence_seconds": 1800.0, **changes},
     )  # fmt: skip
 

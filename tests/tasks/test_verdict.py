@@ -22,6 +22,16 @@ from tasks.verdict import EXCERPT_LINES, Output, Planned, Stopped, excerpt_of, j
         (-9, None, "", ErrorCode.ENGINE_FAILED, "SIGKILL"),
         (-11, None, "", ErrorCode.ENGINE_FAILED, "SIGSEGV"),
         (1, None, "OSError: [Errno 28] No space left on device", ErrorCode.DISK_FULL, "disk is full"),
+        (
+            1,
+            None,
+            "OSError: [Errno 27] File too large: 'out/a.mp4'",
+            ErrorCode.ENGINE_FAILED,
+            "of 4096 bytes (runner.l",
+        ),
+        (1, None, "run.sh: line 3: 77 File size limit exceeded", ErrorCode.ENGINE_FAILED, "runner.limits.file_bytes"),
+        (-25, None, "", ErrorCode.ENGINE_FAILED, "runner.limits.file_bytes"),
+        (153, None, "", ErrorCode.ENGINE_FAILED, "runner.limits.file_bytes"),
         (1, None, "torch.OutOfMemoryError: CUDA out of memory. Tried", ErrorCode.OOM, "out of memory"),
         (1, None, "[rank1]: DistBackendError: NCCL error\n[rank0]: CUDA out of memory", ErrorCode.OOM, "out of memory"),
         (1, None, "[rank2]: torch.distributed.DistBackendError: NCCL error in: x", ErrorCode.NCCL_ERROR, "NCCL"),
@@ -66,7 +76,7 @@ from tasks.verdict import EXCERPT_LINES, Output, Planned, Stopped, excerpt_of, j
 def test_a_failed_engine_gets_its_code_and_a_sentence(
     status: int, stopped: Stopped | None, log: str, code: ErrorCode, words: str
 ) -> None:
-    failure = judge_exit(status, stopped, 30.0, log)
+    failure = judge_exit(status, stopped, 30.0, log, file_bytes=4096)
     assert failure is not None
     assert failure.code is code
     assert words in failure.message
@@ -162,12 +172,22 @@ def test_the_planned_frames_or_length_and_an_allowed_overshoot_pass(output: Outp
     [
         ("INFO: save_video failed, error: [Errno 28] No space left on device", ErrorCode.DISK_FULL, "free some space"),
         ("ERROR: merge_video_audio failed with error: no 'ffmpeg'", ErrorCode.ENGINE_OUTPUT_INVALID, "ffmpeg"),
+        (
+            "INFO: save_video failed, error: [Errno 27] File too large",
+            ErrorCode.ENGINE_OUTPUT_INVALID,
+            "its limit of 9 b",
+        ),
+        (
+            "ERROR: Command 'ffmpeg' died with <Signals.SIGXFSZ: 25>",
+            ErrorCode.ENGINE_OUTPUT_INVALID,
+            "its limit of 9 b",
+        ),
         ("INFO: save_video failed, error: [Errno 32] Broken pipe", ErrorCode.ENGINE_OUTPUT_INVALID, "not save"),
         ("all fine", ErrorCode.ENGINE_OUTPUT_INVALID, "its log"),
     ],
 )
 def test_what_is_wrong_with_an_output_is_explained_by_the_log(log: str, code: ErrorCode, words: str) -> None:
-    failure = judge_output(Output(0), Planned(100), f"{log}\n" + "more\n" * 100)
+    failure = judge_output(Output(0), Planned(100), f"{log}\n" + "more\n" * 100, file_bytes=9)
     assert failure is not None
     assert (failure.code, words in failure.message) == (code, True), failure.message
     assert (log in failure.log_excerpt) == (log != "all fine")
@@ -199,3 +219,10 @@ def test_a_full_disk_is_seen_although_its_message_could_not_be_written() -> None
     failure = judge_exit(1, None, 0.0, "", disk_full=True)
     assert failure is not None
     assert failure.code is ErrorCode.DISK_FULL
+
+
+def test_a_file_past_its_limit_is_no_full_disk_and_no_setting_is_blamed_that_sets_none() -> None:
+    failure = judge_exit(-25, None, 0.0, "", disk_full=True, file_bytes=0)
+    assert failure is not None
+    assert failure.code is ErrorCode.ENGINE_FAILED
+    assert "as many bytes as the service may write" in failure.message
