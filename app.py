@@ -143,6 +143,7 @@ def _serve(settings: Settings, manager: TaskManager | None) -> Flask:
     requests.configure_logging(settings.log_level)
     arm(settings.failpoint)
     manager = manager or TaskManager(settings, load_engines(settings))
+    callers.refuse_without_credentials(settings.auth, manager.store.keys)
     app = _with_commands(settings)
     app.url_map.merge_slashes = False
     app.config.update(TRUSTED_HOSTS=list(settings.http.trusted_hosts) or None, BODY_SECONDS=settings.http.body_seconds)

@@ -97,6 +97,11 @@ class AuthSettings(_Section):
     tenant_claim: str = Field("tenant", min_length=1)
     link_seconds: float = Field(3600.0, gt=0)
 
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether a token can be good: there is a secret, or an issuer, to hold it against."""
+        return bool(self.jwt_secret.get_secret_value() or self.jwks_url)
+
 
 class LimitSettings(_Section):
     generate: int = Field(60, ge=1)

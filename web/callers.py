@@ -7,6 +7,7 @@ browser on this machine can aim a name of its own at 127.0.0.1.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
@@ -14,9 +15,13 @@ from typing import Literal
 
 from flask import Flask, g, request
 
-from config_loader import ConfigError, Settings
+from config_loader import AuthSettings, ConfigError, Settings
+from tasks.keys import ApiKeys
+from tasks.store import utc_now
 from web.auth import Authenticator, Caller, CannotTell, Refused, credentials
 from web.errors import ApiError, Code
+
+log = logging.getLogger("auth")
 
 Need = Literal["generate", "read", "link", "open"]
 """What a route asks of its caller: a scope; `read` or a signed link; or nothing, but what is sent must be good."""
@@ -54,8 +59,8 @@ def refuse_unsafe_settings(settings: Settings) -> None:
     if settings.auth.enabled or settings.auth.allow_anonymous:
         return
     fix = (
-        "set auth.enabled (AVATAR_AUTH__ENABLED=true) and make a key with `flask --app app keys create`, or "
-        "auth.allow_anonymous (AVATAR_AUTH__ALLOW_ANONYMOUS=true) if everyone who reaches it may use it"
+        "set auth.enabled (AVATAR_AUTH__ENABLED=true) and make a key with `flask --app app keys create --tenant NAME`, "
+        "or auth.allow_anonymous (AVATAR_AUTH__ALLOW_ANONYMOUS=true) if everyone who reaches it may use it"
     )
     if settings.env == "production":
         raise ConfigError(f"auth.enabled: production needs authentication; {fix}")
@@ -66,6 +71,24 @@ def refuse_unsafe_settings(settings: Settings) -> None:
         )
     if settings.http.trusted_proxies:
         raise ConfigError(f"http.trusted_proxies: a proxy brings the whole internet, and authentication is off; {fix}")
+
+
+def refuse_without_credentials(settings: AuthSettings, keys: ApiKeys) -> None:
+    """Raise ConfigError where authentication is on and nobody could have credentials, saying what to do.
+
+    Keys that have all expired or been revoked are no reason not to start: what waits is still worked on, and links to
+    results still open. The log says so.
+    """
+    if not settings.enabled or settings.allow_anonymous or settings.takes_tokens:
+        return
+    made, now = keys.all(), utc_now()
+    if not made:
+        raise ConfigError(
+            "auth.enabled: nobody has credentials yet; make a key with `flask --app app keys create --tenant NAME`, or "
+            "set auth.jwt_secret (AVATAR_AUTH__JWT_SECRET) or auth.jwks_url (AVATAR_AUTH__JWKS_URL)"
+        )
+    if not any(key.usable(now) for key in made):
+        log.warning("every API key is revoked or has expired: see `flask --app app keys list`")
 
 
 def register(app: Flask, settings: Settings, authenticator: Authenticator, needs: Mapping[str, Need]) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from werkzeug.test import TestResponse
 
 from app import create_app
-from config_loader import Settings, load_settings
+from config_loader import Settings, load_engines, load_settings
 from task_manager import TaskManager
 from tasks.model import Event, Facts, Result, Task, Video
 from tasks.uploads import Upload
@@ -166,9 +166,17 @@ Serve = Callable[..., Service]
 
 def build(data: Path, overrides: dict[str, Any]) -> Service:
     settings = load_settings({"data_dir": str(data), **overrides})
-    app = create_app(settings)
+    app = create_app(settings, _with_a_key(settings) if settings.auth.enabled else None)
     app.test_client_class = CheckedClient
     return Service(app, settings, app.extensions["task_manager"], app.test_client())
+
+
+def _with_a_key(settings: Settings) -> TaskManager:
+    """Return a manager under which the service may start: someone has credentials."""
+    manager = TaskManager(settings, load_engines(settings))
+    if not settings.auth.takes_tokens and not manager.store.keys.all():
+        manager.store.keys.create("first")
+    return manager
 
 
 def close(service: Service) -> None:

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -16,8 +17,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from app import ROUTES
-from config_loader import ConfigError
+from app import ROUTES, create_app
+from config_loader import ConfigError, load_engines, load_settings
+from task_manager import TaskManager
 from tests.web.conftest import Serve, Service, form
 from web import jwks
 from web.openapi import OPERATIONS
@@ -412,6 +414,33 @@ def test_settings_that_let_strangers_in_are_refused_with_what_to_do(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         serve(**settings)
+
+
+@pytest.mark.parametrize(
+    "way", [{"jwt_secret": SECRET}, {"jwks_url": "https://i.example/k"}, {"allow_anonymous": True}]
+)
+def test_authentication_without_a_way_in_is_refused_and_each_way_in_is_enough(
+    tmp_path: Path, way: dict[str, Any]
+) -> None:
+    def start(**auth: Any) -> None:
+        settings = load_settings({"data_dir": str(tmp_path), "auth": {"enabled": True, **auth}})
+        manager = TaskManager(settings, load_engines(settings))
+        try:
+            create_app(settings, manager).extensions["waiting"].stop()
+        finally:
+            manager.store.close()
+
+    with pytest.raises(ConfigError, match="keys create --tenant NAME"):
+        start()
+    start(**way)
+
+
+def test_a_service_whose_last_key_has_ended_starts_and_says_so(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    keys = serve(auth={"enabled": True}).manager.store.keys
+    keys.create("acme", days=-1)
+    keys.revoke(keys.all()[0].id)
+    serve(auth={"enabled": True})
+    assert "every API key is revoked or has expired" in caplog.text
 
 
 def test_the_override_has_a_name_of_its_own(serve: Serve) -> None:

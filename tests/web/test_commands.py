@@ -9,9 +9,12 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from flask.cli import cli
 from flask.testing import FlaskCliRunner
 
 from app import CANNOT_START, create_app
@@ -48,9 +51,9 @@ def command(data: Path, *words: str) -> tuple[int, str]:
     return run(data, [sys.executable, "-m", "flask", "--app", "app", *words])
 
 
-def run(data: Path, argv: list[str]) -> tuple[int, str]:
+def run(data: Path, argv: list[str], **settings: str) -> tuple[int, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AVATAR_")}
-    environment = {**kept, "AVATAR_DATA_DIR": str(data), "AVATAR_PORT": "0"}
+    environment = {**kept, "AVATAR_DATA_DIR": str(data), "AVATAR_PORT": "0", **settings}
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout + done.stderr
 
@@ -89,6 +92,29 @@ def test_a_service_that_cannot_begin_ends_with_a_sentence(
     assert told.startswith("the service cannot start: ")
     assert told.count("\n") == 1
     assert "AVATAR_DATA" in told
+
+
+def test_a_service_where_nobody_has_credentials_starts_once_its_command_has_made_a_key(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on = {"AVATAR_AUTH__ENABLED": "true"}
+    argv = [sys.executable, "-m", "gunicorn", "-c", "configs/gunicorn.conf.py", "app:create_app()"]
+    by_gunicorn = run(data, argv, **on)
+    monkeypatch.chdir(ROOT)
+    flask = partial(CliRunner(env={"AVATAR_DATA_DIR": str(data), **on}).invoke, cli)
+    by_flask = flask(["--app", "app", "run", "--port", "0"])
+    for status, told in (by_gunicorn, (by_flask.exit_code, by_flask.output)):
+        assert status == CANNOT_START, told
+        assert told.count("the service cannot start: auth.enabled: nobody has credentials") == 1, told
+        assert "`flask --app app keys create --tenant NAME`" in told
+        assert "Traceback" not in told
+    made = flask(["--app", "app", "keys", "create", "--tenant", "acme"])
+    assert made.exit_code == 0, made.output
+    app = create_app(load_settings({"data_dir": str(data), "auth": {"enabled": True}}))
+    answer = app.test_client().get("/api/v1/tasks", headers={"X-API-Key": made.stdout.strip()})
+    app.extensions["waiting"].stop()
+    app.extensions["task_manager"].store.close()
+    assert answer.status_code == 200
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
