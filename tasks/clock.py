@@ -1,9 +1,10 @@
 """Whether the wall clock can be trusted, asked before anything is removed because of its age.
 
 A clock that jumps makes every file look old at once. So the wall clock is held against one that only counts seconds,
-from beat to beat: where they part by more than JUMP, nothing is removed until they agree again or the service is
-restarted. A jump while nothing ran looks like a long absence: past ABSENCE since the last stored beat, nothing is
-removed for GRACE, so that a person may notice. A machine that sleeps has no jump: the counting clock counts its sleep.
+from beat to beat: where they part by more than JUMP, nothing is removed until they agree again, nor for GRACE from then
+on, for what ended under the wrong time has a wrong age. A process that takes over compares with the stored beat; after
+a reboot the counter says nothing, and a jump looks like a long absence: past ABSENCE, nothing is removed for GRACE, so
+that a person may notice. A machine that sleeps has no jump: the counting clock counts its sleep.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from tasks.service_state import ServiceState
+from utils.process import boot_id
 
 JUMP = timedelta(minutes=5)
 ABSENCE = timedelta(days=7)
@@ -42,9 +44,11 @@ class ClockGuard:
     state: ServiceState
     wall: Callable[[], datetime]
     steady: Callable[[], timedelta] = counted
+    boot: str = field(default_factory=boot_id)
     checked: datetime = field(default=datetime.min.replace(tzinfo=UTC), init=False)
     _last: tuple[datetime, timedelta] | None = field(default=None, init=False)
     _hold: timedelta = field(default=timedelta(0), init=False)
+    _jumped: bool = field(default=False, init=False)
 
     def beat(self) -> str:
         """Compare the clocks and note the time; return why nothing may be removed now, or an empty text.
@@ -54,34 +58,46 @@ class ClockGuard:
         self.checked = wall = self.wall()
         steady = self.steady()
         if self._last is None:
-            self._hold = self._begin(wall)
+            self._hold = self._begin(wall, steady)
         else:
             passed = steady - self._last[1]
             if abs((wall - self._last[0]) - passed) > JUMP:
+                self._jumped = True
                 return self._tell(_JUMPED.format(wall))
-            self._hold = max(timedelta(0), self._hold - passed)
+            self._hold = GRACE if self._jumped else max(timedelta(0), self._hold - passed)
+            self._jumped = False
         self._last = wall, steady
-        self.state.set(BEAT, {"at": wall.timestamp(), "hold_seconds": self._hold.total_seconds()})
+        self.state.set(BEAT, {
+            "at": wall.timestamp(), "hold_seconds": self._hold.total_seconds(),
+            "counted": steady.total_seconds(), "boot": self.boot,
+        })  # fmt: skip
         return self._tell(self._held())
 
-    def _begin(self, wall: datetime) -> timedelta:
+    def _begin(self, wall: datetime, steady: timedelta) -> timedelta:
         """Return for how long nothing may be removed, going by the last beat of any process before this one."""
         before = self.state.get(BEAT)
         if before is None:
             return timedelta(0)
-        absence = abs(wall - datetime.fromtimestamp(before["at"], UTC))
-        return GRACE if absence > ABSENCE else timedelta(seconds=before["hold_seconds"])
+        absence = wall - datetime.fromtimestamp(before["at"], UTC)
+        jumped = before.get("boot") == self.boot and abs(absence - (steady - _seconds(before["counted"]))) > JUMP
+        return GRACE if abs(absence) > ABSENCE or jumped else _seconds(before["hold_seconds"])
 
     def _held(self) -> str:
         if not self._hold:
             return ""
         hours = self._hold / timedelta(hours=1)
-        return f"the service was away for long, or its clock was set; nothing that expired is removed for {hours:.1f} h"
+        return (
+            f"the service was away for long, or its clock was wrong; nothing that expired is removed for {hours:.1f} h"
+        )
 
     def _tell(self, reason: str) -> str:
         if (self.state.get(STOPPED) or {}).get("reason", "") != reason:
             self.state.set(STOPPED, {"reason": reason} if reason else None)
         return reason
+
+
+def _seconds(number: float) -> timedelta:
+    return timedelta(seconds=number)
 
 
 def stopped_reason(state: ServiceState) -> str:
