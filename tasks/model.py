@@ -240,7 +240,7 @@ class Facts:
 
 
 def advance(task: Task, event: Event, now: datetime, facts: Facts | None = None) -> Task:
-    """Return the task as it is after `event`.
+    """Return the task as it is after `event`; its times never run backwards, whatever `now` is.
 
     Raises IllegalTransition when the task's status has no such exit, ValueError when the event lacks its facts.
     """
@@ -248,6 +248,8 @@ def advance(task: Task, event: Event, now: datetime, facts: Facts | None = None)
     target = TRANSITIONS.get((task.status, event))
     if target is None:
         raise IllegalTransition(f"{event} of a task that is {task.status}")
+    # A clock that was set back must not make a task end before it began: it would have expired before it was seen.
+    now = max(now, task.start_time or task.submit_time)
     after = replace(task, status=target, version=task.version + 1, updated_at=now, notes=task.notes + facts.notes)
     return _ARRIVALS[target](after, now, facts)
 

@@ -90,6 +90,15 @@ def test_a_claim_counts_the_attempt_and_starts_the_clock() -> None:
     assert (task.attempt, task.slot, task.phase, task.start_time) == (1, "cpu-0", Phase.PREPARING, LATER)
 
 
+def test_no_task_ends_before_it_began_however_the_clock_was_set(task_factory: Callable[..., Task]) -> None:
+    claim = Facts(slot="cpu-0", profile="preview_cpu")
+    early = advance(task_factory(), Event.CANCEL, NOON - timedelta(days=400))
+    assert early.finish_time == early.submit_time
+    running = advance(task_factory(), Event.CLAIM, NOON + timedelta(hours=1), claim)
+    ended = advance(running, Event.CANCEL, NOON - timedelta(days=400))
+    assert ended.finish_time == running.start_time == NOON + timedelta(hours=1)
+
+
 def test_a_requeued_task_keeps_its_turn_and_loses_its_slot_and_progress() -> None:
     task = replace(walk(make_task(seq=7), Event.CLAIM), progress=0.5)
     task = walk(task, Event.REQUEUE)
