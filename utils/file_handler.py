@@ -27,7 +27,7 @@ MAX_PATH_BYTES = 4096
 MAX_DEPTH = 64
 _CHUNK = 1 << 18
 _FILE_MODE = 0o640
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EISDIR,
             errno.ENXIO, errno.ENODEV, errno.EINVAL)  # fmt: skip
 _NO_LINKS_HERE = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)

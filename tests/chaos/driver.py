@@ -1,7 +1,8 @@
 """Random tasks and random kills against a real service, in an order that a seed decides; then the checker's verdict.
 
 One thread acts, another looks at all tasks the while. Everything done and seen goes into a history, which is written to
-a file. Clocks are not jumped here, for that would need a namespace of its own: the rules about them have unit tests.
+a file. The clock jumps by more than results are kept, and by more than the week after which a service that starts waits
+with removing: who went by age without asking whether the clock is right would lose all results.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ _ENGINES = (("short", 8), ("long", 4), ("deaf", 2), ("gang", 5), ("failing", 1),
 _SETTINGS = {
     "AVATAR_ENV": "test", "AVATAR_SLOTS__CPU": "3", "AVATAR_RUNNER__MAX_ATTEMPTS": str(MAX_ATTEMPTS),
     "AVATAR_RUNNER__HEARTBEAT_SECONDS": "0.5", "AVATAR_RUNNER__LEASE_SECONDS": "4",
-    "AVATAR_RUNNER__POLL_SECONDS": "0.1", "AVATAR_DISK__RESERVE_BYTES": str(32 * 2**20),
+    "AVATAR_RUNNER__POLL_SECONDS": "0.1", "AVATAR_RETENTION__SWEEP_SECONDS": "1",
+    "AVATAR_DISK__RESERVE_BYTES": str(32 * 2**20),
 }  # fmt: skip
 
 
@@ -44,6 +46,7 @@ _SETTINGS = {
 class Report:
     seed: int
     kills: Counter[str]
+    others: Counter[str]
     tasks: Counter[str]
     seconds: float
     skipped: list[str]
@@ -55,6 +58,7 @@ class Report:
         ends = ", ".join(f"{name} {count}" for name, count in sorted(self.tasks.items()))
         lines = [
             f"{self.kills.total()} kills ({kinds})",
+            ", ".join(f"{name} {count} times" for name, count in sorted(self.others.items())),
             f"{self.tasks.total()} tasks ({ends})",
             f"{self.seconds:.0f} seconds, seed {self.seed}",
             *(f"skipped: {line}" for line in self.skipped),
@@ -70,8 +74,10 @@ class Chaos:
     folder: Path
     seed: int
     workers: int = 3
+    mount: bool = True
     history: list[Event] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
+    others: Counter[str] = field(default_factory=Counter)
     unanswered: dict[str, dict[str, Any]] = field(default_factory=dict)  # key -> body of a submit without an answer
     due: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
 
@@ -81,11 +87,13 @@ class Chaos:
         self.names = [f"{self.seed}-{number}" for number in range(100_000)][::-1]
         with ExitStack() as stack:
             data = self.folder / "data"
-            full = stack.enter_context(rig.small_disk(data))
+            self.not_mounted = stack.enter_context(rig.small_disk(data, self.mount))
+            self.clock = rig.SteeredClock(self.folder)
             environment, no_gpus = rig.simulated_gpus(self.folder)
             self.engines = [each for each in _ENGINES if not (no_gpus and each[0] == "gang")]
             settings = {
-                **_SETTINGS, **environment, "AVATAR_ENGINES__TABLE": str(rig.engines(self.folder)),
+                **_SETTINGS, **environment, **self.clock.environment,
+                "AVATAR_ENGINES__TABLE": str(rig.engines(self.folder)),
                 "AVATAR_INPUTS__FOLDERS": str(self.folder / "in"),
             }  # fmt: skip
             self.clients = stack.enter_context(ThreadPoolExecutor(4, "client"))
@@ -94,28 +102,30 @@ class Chaos:
             self.http = urllib3.PoolManager(maxsize=8, retries=False, timeout=_CALL_SECONDS)
             stack.callback(self.clean_up)
             self.service.start()
-            self._act_until(kills, can_fill=not full)
+            self._act_until(kills)
             outcome = self._quiet()
-        skipped = [f"full disk: {full}"] if full else []
+        skipped = [f"full disk, files limited instead: {self.not_mounted}"] if self.not_mounted else []
+        skipped += [f"clock: {self.clock.problem}"] if self.clock.problem else []
         skipped += [f"GPU tasks: {no_gpus}"] if no_gpus else []
         history = self.folder / "history.jsonl"
         history.write_text("".join(json.dumps(asdict(event)) + "\n" for event in self.history))
         ends = Counter(final.status for final in outcome.tasks.values()) + Counter(deleted=len(outcome.gone))
         found = violations(self.history, outcome)
-        return Report(self.seed, self.kills, ends, time.monotonic() - self.began, skipped, found, history)
+        return Report(self.seed, self.kills, self.others, ends, time.monotonic() - self.began, skipped, found, history)
 
     def note(self, what: str, **facts: Any) -> None:
         self.history.append(Event(round(time.monotonic() - self.began, 3), what, facts))
 
     # --- acting --------------------------------------------------------------------------------------------------
 
-    def _act_until(self, kills: int, can_fill: bool) -> None:
+    def _act_until(self, kills: int) -> None:
         acts: list[tuple[Callable[[], None], int]] = [
             (self.submit, 30), (self.cancel, 5), (self.delete, 3), (self.submit_again, 3), (self.kill_runner, 8),
             (self.kill_engine, 4), (self.kill_spawner, 3), (self.kill_worker, 3), (self.kill_scheduler, 3),
             (self.kill_master, 2), (self.kill_all_web, 2), (self.kill_runner_and_scheduler, 3), (self.stop_runner, 2),
             (self.stop_worker, 1), (self.stop_spawner_and_kill_scheduler, 1),
-            (self.fill_disk, 1 if can_fill else 0),
+            (self.limit_files if self.not_mounted else self.fill_disk, 1),
+            (self.jump_clock, 0 if self.clock.problem else 2),
         ]  # fmt: skip
         looker = threading.Thread(target=self._look, name="look")
         looker.start()
@@ -174,11 +184,35 @@ class Chaos:
     def fill_disk(self) -> None:
         """Leave no room for a second, with what is running."""
         filler = self.service.data / "filler"
-        self.note("disk", full=True)
+        self._note_other("disk full")
         with suppress(OSError), filler.open("wb") as file:
             while True:
                 file.write(bytes(2**20))
         self._later(1.0, lambda: (filler.unlink(missing_ok=True), self.note("disk", full=False)))
+
+    def limit_files(self) -> None:
+        """Let no process of the service write a large file for a second; where no disk can be mounted to be filled."""
+        self._note_other("files limited")
+        rig.limit_files(self._ours(), limited=True)
+        self._later(1.0, lambda: rig.limit_files(self._ours(), limited=False))
+
+    def _ours(self) -> list[psutil.Process]:
+        """The processes of the service and of its tasks."""
+        with suppress(psutil.NoSuchProcess):
+            engines = [child for runner in self._runners() for child in runner.children(recursive=True)]
+            return [*marked({"AVATAR_DATA_DIR": str(self.service.data)}), *engines]
+        return self._ours()
+
+    def jump_clock(self) -> None:
+        """Set the clock off by more than a week, and right again some seconds later."""
+        days = self.random.choice((-400, -30, 30, 400))
+        self._note_other("clock jumped")
+        self.clock.jump(days)
+        self._later(self.random.uniform(1.5, 4.0), lambda: self.clock.jump(0))
+
+    def _note_other(self, what: str) -> None:
+        self.others[what] += 1
+        self.note(what)
 
     # --- killing -------------------------------------------------------------------------------------------------
 

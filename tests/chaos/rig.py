@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import wave
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import psutil
 import yaml
 from PIL import Image
 
 from config_loader import load_engines, load_settings
 from task_manager import TaskManager
+from tasks.clock import BEAT
 from tasks.retention import Sweeper
 from tasks.store import utc_now
 from tests.conftest import ROOT
@@ -24,12 +27,16 @@ from tests.tasks.conftest import write_video
 
 DISK_MIB = 512  # free space is asked for at admission, so it must not be tiny
 GPUS = 4
+_FILE_LIMIT_BYTES = 4096
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[str]:
+def small_disk(folder: Path, allowed: bool = True) -> Iterator[str]:
     """Mount a tmpfs on the folder where that is allowed; yield why not, or nothing."""
     folder.mkdir()
+    if not allowed:
+        yield "nothing may be mounted"
+        return
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "chaos", str(folder)]
     try:
         made = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
@@ -41,6 +48,38 @@ def small_disk(folder: Path) -> Iterator[str]:
     finally:
         if not why:
             subprocess.run(["umount", "-l", str(folder)], timeout=20, check=True)
+
+
+def limit_files(processes: Iterable[psutil.Process], limited: bool) -> None:
+    """Let these and what they start write no file past a few KiB, or let them again: EFBIG stands in for ENOSPC."""
+    for process in processes:
+        with suppress(psutil.Error):
+            _, most = process.rlimit(psutil.RLIMIT_FSIZE)
+            process.rlimit(psutil.RLIMIT_FSIZE, (_FILE_LIMIT_BYTES if limited else most, most))
+
+
+class SteeredClock:
+    """A wall clock that can be set for the service alone; what only counts stays true. See tests/fakes/clock/clock.c.
+
+    libfaketime is not used: with a fake time that is behind, it breaks sleeps until a moment, which are Python's own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file, library = folder / "clock", folder / "clock.so"
+        self.jump(0)
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        self.problem = "" if compiler else "no C compiler"
+        self.environment: dict[str, str] = {}
+        if compiler:
+            source = ROOT / "tests" / "fakes" / "clock" / "clock.c"
+            command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", library, source]
+            subprocess.run(command, timeout=60, check=True)
+            self.environment = {"LD_PRELOAD": str(library), "STEERED_CLOCK": str(self._file)}
+
+    def jump(self, days: int) -> None:
+        """Set the clock this far off the true one."""
+        with self._file.open("r+b" if self._file.exists() else "wb") as file:
+            file.write((days * 86_400).to_bytes(8, sys.byteorder, signed=True))
 
 
 def simulated_gpus(folder: Path) -> tuple[dict[str, str], str]:
@@ -96,9 +135,11 @@ def inputs(folder: Path) -> tuple[Path, Path]:
 
 
 def sweep_later(data: Path, table: Path) -> None:
-    """Sweep the data folder of a service as if two hours had gone by."""
-    settings = load_settings({"data_dir": str(data), "engines": {"table": str(table)}})
+    """Sweep the data folder of a service as if two hours had gone by, but keep what ended while the clock was wrong."""
+    kept = {"results_hours": 0, "inputs_hours": 0, "logs_hours": 0}
+    settings = load_settings({"data_dir": str(data), "engines": {"table": str(table)}, "retention": kept})
     manager = TaskManager(settings, load_engines(settings))
+    manager.store.state.set(BEAT, None)  # else a clock that jumped holds the sweep for a day, as it should
     Sweeper(manager.store, manager.folders, manager.disk, manager.retention, _two_hours_on).sweep()
     manager.store.close()
 
