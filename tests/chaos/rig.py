@@ -136,7 +136,7 @@ def inputs(folder: Path) -> tuple[Path, Path]:
 
 def sweep_later(data: Path, table: Path) -> None:
     """Sweep the data folder of a service as if two hours had gone by, but keep what ended while the clock was wrong."""
-    kept = {"results_hours": 0, "inputs_hours": 0, "logs_hours": 0}
+    kept = {"results_hours": 0, "inputs_hours": 0, "logs_hours": 0, "records_days": 0}
     settings = load_settings({"data_dir": str(data), "engines": {"table": str(table)}, "retention": kept})
     manager = TaskManager(settings, load_engines(settings))
     manager.store.state.set(BEAT, None)  # else a clock that jumped holds the sweep for a day, as it should
