@@ -140,6 +140,15 @@ def test_a_tombstone_is_forgotten_after_its_days(house: House) -> None:
     assert not house.store.ended.was_deleted(task.id, "default")
 
 
+def test_a_tombstone_is_no_older_than_its_task_s_end_however_the_clock_was_set(house: House) -> None:
+    task = house.task()
+    house.now -= 400 * DAY
+    house.store.ended.delete(task)
+    house.now += 400 * DAY
+    house.sweeper.sweep()
+    assert house.store.ended.was_deleted(task.id, "default")
+
+
 def test_a_task_that_waits_or_runs_keeps_everything_however_old(house: House) -> None:
     tasks = [house.task(Status.QUEUED), house.task(Status.PROCESSING)]
     before = [house.has(task) for task in tasks]
