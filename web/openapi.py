@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import api_schema as wire
+from web import examples
 from web.callers import Need
 from web.errors import HTTP, Code, Problem
 
@@ -215,7 +216,10 @@ def _not_null(schema: Json) -> Json:
 
 
 def _operation(path: str, operation: Operation, schemas: Json, told: tuple[str, ...]) -> Json:
-    responses = {str(status): _reply(reply, told) for status, reply in operation.replies.items()}
+    responses = {
+        str(status): _reply(reply, told, examples.of_reply(operation.id, status))
+        for status, reply in operation.replies.items()
+    }
     for status in sorted({401, 403, 405, 429, 500, 503, *operation.errors} - set(operation.replies)):
         responses[str(status)] = _error(status)
     described: Json = {
@@ -224,7 +228,10 @@ def _operation(path: str, operation: Operation, schemas: Json, told: tuple[str, 
         "responses": responses,
     }  # fmt: skip
     if operation.body:
-        content = {kind: {"schema": _reference(model)} for kind, model in operation.body.items()}
+        content = {
+            kind: _content(_reference(model), examples.of_body(operation.id, kind))
+            for kind, model in operation.body.items()
+        }
         described["requestBody"] = {"required": True, "content": content}
     return described
 
@@ -249,20 +256,24 @@ def _parameters(path: str, operation: Operation, schemas: Json) -> list[Json]:
     return found
 
 
-def _reply(reply: Reply, told: tuple[str, ...]) -> Json:
-    content = {kind: {"schema": _reference(shape)} for kind, shape in reply.content.items()}
+def _reply(reply: Reply, told: tuple[str, ...], shown: Json) -> Json:
+    content = {kind: _content(_reference(shape), shown) for kind, shape in reply.content.items()}
     return _response(reply.says, content, (*reply.headers, *told))
 
 
 def _error(status: int) -> Json:
     codes = [code.value for code in Code if HTTP[code] == status]
-    content = {"application/problem+json": {"schema": _reference(Problem)}}
+    content = {"application/problem+json": _content(_reference(Problem), examples.of_error(status))}
     return _response(f"error_code: {', '.join(codes)}", content, _ERROR_HEADERS.get(status, ()))
 
 
 def _response(says: str, content: Json, headers: tuple[str, ...]) -> Json:
     response: Json = {"description": says, "headers": {name: _HEADERS[name] for name in ("X-Request-ID", *headers)}}
     return response | ({"content": content} if content else {})
+
+
+def _content(schema: Json, shown: Json) -> Json:
+    return {"schema": schema} | ({"examples": shown} if shown else {})
 
 
 def _reference(shape: type[BaseModel] | Json) -> Json:

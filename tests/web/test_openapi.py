@@ -13,7 +13,7 @@ from app import ROUTES
 from tests.web.conftest import Service
 from utils.plan import SIZES
 from web.docs import _FILES
-from web.errors import HTTP
+from web.errors import HTTP, Code
 
 
 @pytest.fixture
@@ -94,3 +94,41 @@ def test_the_pages_policy_allows_no_other_host_and_no_inline_script(spotless: Se
 )
 def test_no_other_file_is_served_beside_the_page(spotless: Service, name: str) -> None:
     assert spotless.client.get(f"/docs/{name}").status_code == 404
+
+
+def test_every_json_answer_and_every_error_has_examples_that_fit_its_schema(document: dict[str, Any]) -> None:
+    shown: dict[str, set[str]] = {}
+    for item in document["paths"].values():
+        for operation in item.values():
+            bodies = [*operation["responses"].values(), operation.get("requestBody", {})]
+            for kind, content in ((k, c) for body in bodies for k, c in body.get("content", {}).items()):
+                if operation["operationId"] != "getOpenApi" and kind.endswith("json"):
+                    assert content["examples"], (operation["operationId"], kind)
+                schema = content["schema"] | {"components": document["components"]}
+                for name, example in content.get("examples", {}).items():
+                    jsonschema.validate(example["value"], schema, jsonschema.Draft202012Validator)
+                    shown.setdefault(kind, set()).add(name)
+    assert shown["application/problem+json"] == {code.value for code in Code}
+
+
+def test_the_errors_that_are_shown_are_those_that_are_sent(document: dict[str, Any], spotless: Service) -> None:
+    told = {
+        name: example["value"]
+        for item in document["paths"].values()
+        for operation in item.values()
+        for response in operation["responses"].values()
+        for name, example in response.get("content", {}).get("application/problem+json", {}).get("examples", {}).items()
+    }
+    asked = [
+        ("POST", "/api/v1/generate", {"json": {"image_path": "/a", "audio_path": "/b"}}),
+        ("POST", "/api/v1/generate", {"data": b"x", "content_type": "text/plain"}),
+        ("GET", "/api/v1/task/gen_20261122_9f2c4e7ab81d40c6", {}),
+        ("PUT", "/api/v1/tasks", {}),
+    ]
+    for method, path, options in asked:
+        answer = spotless.client.open(path, method=method, **options)
+        example = told[answer.json["error_code"]]
+        differing = {"request_id"}
+        assert {key: value for key, value in answer.json.items() if key not in differing} == {
+            key: value for key, value in example.items() if key not in differing
+        }
