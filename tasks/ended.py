@@ -77,7 +77,8 @@ class Ended:
     def _remove(self, db: Connection, task: EndedTask) -> bool:
         if not db.execute(delete(tasks).where(tasks.c.id == task.id, tasks.c.version == task.version)).rowcount:
             return False
-        db.execute(insert(tombstones).values(id=task.id, tenant=task.tenant, deleted_at=max(self._now(), task.finish_time)))
+        told = max(self._now(), task.finish_time)
+        db.execute(insert(tombstones).values(id=task.id, tenant=task.tenant, deleted_at=told))
         mine = update(idempotency_keys).where(idempotency_keys.c.task_id == task.id)
         db.execute(mine.values(expires_at=task.finish_time + IDEMPOTENCY_TTL))
         return True
