@@ -15,7 +15,7 @@ SANDBOXED = "sandbox; default-src 'none'; img-src 'self'; media-src 'self'; styl
 """Policy of files that users made: a browser shows the picture or the video, and runs nothing in it."""
 
 ALLOWED_HEADERS = "Authorization, X-API-Key, Content-Type, Idempotency-Key, If-None-Match, Range"
-EXPOSED_HEADERS = "ETag, Location, Retry-After, X-Request-ID, X-Log-Offset"
+EXPOSED_HEADERS = "ETag, Location, RateLimit, RateLimit-Policy, Retry-After, X-Log-Offset, X-Request-ID"
 
 _EVERY_ANSWER = {
     "X-Content-Type-Options": "nosniff",

@@ -7,16 +7,19 @@ import json
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 from flask.testing import FlaskClient
 
 from config_loader import ConfigError
-from tests.web.conftest import Serve, Service, form
-from tests.web.servers import gunicorn
+from tasks.spec import LOG_FILE
+from tests.web.conftest import Serve, Service, form, png, wav
+from tests.web.servers import gunicorn, werkzeug
 from web.headers import ALLOWED_HEADERS, EXPOSED_HEADERS
 
 TASKS = "/api/v1/tasks"
@@ -109,6 +112,76 @@ def test_without_configured_origins_nobody_may(spotless: Service) -> None:
     asked = preflight(spotless.client, TASKS, OURS)
     assert asked.status_code == 405
     assert not [name for name in asked.headers.keys() if name.startswith("Access-Control")]  # noqa: SIM118
+
+
+SAFELISTED = {
+    "cache-control",
+    "content-language",
+    "content-length",
+    "content-type",
+    "expires",
+    "last-modified",
+    "pragma",
+}
+
+
+@dataclass
+class Page:
+    """A page of `origin` as a browser treats it (the Fetch standard): asks first, sends then, sees what is exposed."""
+
+    origin: str
+    port: int
+
+    def fetch(self, method: str, path: str, headers: dict[str, str], body: bytes | None = None) -> tuple[int, Any]:
+        """Return status and the headers that the page sees. Raises PermissionError where a browser refuses."""
+        asked = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": ",".join(sorted(headers))}
+        status, told = self._send("OPTIONS", path, asked)
+        methods, names = (
+            {word.strip().lower() for word in told.get(f"Access-Control-Allow-{what}", "").split(",")}
+            for what in ("Methods", "Headers")
+        )
+        if status != 204 or method.lower() not in methods or not {name.lower() for name in headers} <= names:
+            raise PermissionError(f"{method} {path} was not sent")
+        status, told = self._send(method, path, headers, body)
+        exposed = {name.strip().lower() for name in told.get("Access-Control-Expose-Headers", "").split(",")}
+        return status, {name: value for name, value in told.items() if name.lower() in exposed | SAFELISTED}
+
+    def _send(self, method: str, path: str, headers: dict[str, str], body: bytes | None = None) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        with closing(connection):
+            connection.request(method, path, body, {"Origin": self.origin, **headers})
+            answer = connection.getresponse()
+            answer.read()
+        if answer.headers.get("Access-Control-Allow-Origin") != self.origin:
+            raise PermissionError(f"{method} {path} is not for {self.origin}")
+        return answer.status, dict(answer.headers)
+
+
+def test_a_page_of_a_second_origin_uses_the_api_and_sees_what_it_needs(serve: Serve) -> None:
+    service = serve(cors={"origins": [OURS]}, auth={"enabled": True}, limits={"generate": 2})
+    own = {"X-API-Key": service.manager.store.keys.create("acme", frozenset({"generate", "read"}))[1]}
+    task = service.start(service.submit(1, tenant="acme"))
+    folder = service.manager.folders.attempt(task.id, task.attempt)
+    folder.mkdir(parents=True)
+    (folder / LOG_FILE).write_text("loading\n")
+    fields = {"prompt": "p", "image": ("me.png", png()), "audio": ("a.wav", wav())}
+    body, kind = urllib3.encode_multipart_formdata(fields)
+    sent = {**own, "Content-Type": kind, "Idempotency-Key": "once"}
+    with werkzeug(service.app) as port:
+        page, other = Page(OURS, port), Page(OTHER, port)
+        status, seen = page.fetch("POST", "/api/v1/generate", sent, body)
+        assert (status, {"Location", "RateLimit", "RateLimit-Policy", "X-Request-ID"} - set(seen)) == (201, set())
+        status, seen = page.fetch("GET", f"/api/v1/task/{task.id}", {**own, "If-None-Match": '"older"'})
+        assert (status, "ETag" in seen) == (200, True)
+        status, seen = page.fetch("GET", f"/api/v1/task/{task.id}/log", own)
+        assert (status, seen["X-Log-Offset"]) == (200, "8")
+        with pytest.raises(PermissionError, match="OPTIONS"):
+            other.fetch("DELETE", f"/api/v1/task/{task.id}", own)
+        assert not service.manager.view(task.id, "acme").task.cancel_requested
+        assert page.fetch("DELETE", f"/api/v1/task/{task.id}", own)[0] == 202
+        status, seen = page.fetch("DELETE", f"/api/v1/task/{task.id}", own)
+        assert (status, int(seen["Retry-After"]) > 0) == (429, True)
+        assert page.fetch("GET", "/api/v1/tasks", {"X-API-Key": "la_wrong"})[0] == 401
 
 
 def test_a_configured_origin_may_show_a_result_in_a_video_tag_and_nothing_else(shared: Service) -> None:
