@@ -22,6 +22,7 @@ from web.callers import Need
 from web.inputs import Inputs
 from web.limits import Limits
 from web.links import Links
+from web.page import Page
 from web.parse import parse_query
 from web.proxies import TrustedProxies
 from web.waiting import Waiting
@@ -36,6 +37,7 @@ class Parts:
     inputs: Inputs
     waiting: Waiting
     links: Links
+    page: Page
 
 
 def parts() -> Parts:
@@ -84,6 +86,14 @@ def get_health() -> Response:
     return answers.respond(answers.summary(answer) if unknown else answer, 503 if answer.reasons else 200)
 
 
+def get_page() -> Response:
+    return parts().page.index()
+
+
+def get_page_file(name: str) -> Response:
+    return parts().page.asset(name)
+
+
 def get_openapi() -> Response:
     return docs.openapi(parts().manager, parts().settings.auth.enabled)
 
@@ -105,6 +115,8 @@ ROUTES: tuple[tuple[str, str, Need, Callable[..., Response]], ...] = (
     ("GET", "/api/v1/tasks", "read", get_tasks),
     ("GET", "/results/<task_id>/<name>", "link", get_result),
     ("GET", "/api/v1/health", "open", get_health),
+    ("GET", "/", "open", get_page),
+    ("GET", "/static/<path:name>", "open", get_page_file),
     ("GET", "/api/v1/openapi.json", "open", get_openapi),
     ("GET", "/docs", "open", get_docs),
     ("GET", "/docs/<name>", "open", get_docs_file),
@@ -150,7 +162,8 @@ def _serve(settings: Settings, manager: TaskManager | None) -> Flask:
     waiting = Waiting(manager.store.changes, settings.http.max_waiters)
     app.extensions |= {"task_manager": manager, "waiting": waiting}
     inputs, links = Inputs(settings.inputs, manager), _links(settings, manager)
-    app.extensions["parts"] = Parts(settings, manager, inputs, waiting, links)
+    page = Page(app, settings, manager.engine_titles().items())
+    app.extensions["parts"] = Parts(settings, manager, inputs, waiting, links, page)
     for part in (errors, requests, generate):
         part.register(app)
     limits = Limits(app, settings) if settings.auth.enabled else None

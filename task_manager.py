@@ -316,6 +316,10 @@ class TaskManager:
         """Return the names of the configured engines."""
         return [engine.name for engine in self._table.engines]
 
+    def engine_titles(self) -> dict[str, str]:
+        """Return what the configured engines are called, by name."""
+        return {engine.name: engine.title for engine in self._table.engines}
+
     # --- ending --------------------------------------------------------------------------------------------------
 
     def delete(self, task_id: str, tenant: str | None) -> TaskView | None:

@@ -149,6 +149,13 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         id="getOpenApi", tag="service", need="open", says="This document",
         replies={200: Reply("OpenAPI 3.1.", {"application/json": {"type": "object"}})},
     ),
+    ("GET", "/"): Operation(
+        id="getPage", tag="service", need="open", says="The web page", headers=("If-None-Match",),
+        replies={
+            200: Reply("A page.", {"text/html": TEXT}, ("ETag",)),
+            304: Reply("It has not changed.", {}, ("ETag",)),
+        },
+    ),
     ("GET", "/docs"): Operation(
         id="getDocs", tag="service", need="open", says="This document as a page",
         replies={200: Reply("A page.", {"text/html": TEXT})},

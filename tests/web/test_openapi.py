@@ -25,8 +25,8 @@ def document(spotless: Service) -> dict[str, Any]:
 
 def test_every_route_is_described_and_nothing_else(document: dict[str, Any]) -> None:
     described = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
-    routes = {(method, re.sub(r"<(\w+)>", r"{\1}", rule)) for method, rule, _, _ in ROUTES}
-    assert routes - described == {("GET", "/docs/{name}")}  # the page's own files
+    routes = {(method, re.sub(r"<(?:path:)?(\w+)>", r"{\1}", rule)) for method, rule, _, _ in ROUTES}
+    assert routes - described == {("GET", "/docs/{name}"), ("GET", "/static/{name}")}  # the pages' own files
     assert described <= routes
 
 

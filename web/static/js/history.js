@@ -1,0 +1,162 @@
+// One's videos: a page of them, newest first, kept fresh while any is open; filtered by the service, searched here.
+import { api } from "./api.js";
+import { $, ago, duration, exactly, fill, h, icon, number, toast } from "./dom.js";
+import { hasEnded, stamped } from "./events.js";
+import { t } from "./i18n.js";
+import { errorText } from "./words.js";
+
+const FILTERS = { all: "", active: "queued,processing", completed: "completed", failed: "failed", cancelled: "cancelled" };
+const FRESH_MS = 3000;
+const STALE_MS = 20000;
+
+const pathOf = (link) => link?.split("?")[0] ?? null;
+
+export const nameOf = (task) => task.params.prompt;
+
+export class History {
+  /** `actions`: open(task), again(task), remove(task). */
+  constructor(actions, allowed) {
+    this.actions = actions;
+    this.allowed = allowed;
+    this.tasks = new Map(); // by id, in the order that the service gave
+    this.cards = new Map();
+    this.filter = "all";
+    this.current = null;
+    this.read = 0;
+    $("#search").addEventListener("input", () => this.show());
+    $("#history-more").addEventListener("click", () => this.more().catch((error) => toast(errorText(error), "bad")));
+    document.addEventListener("language", () => this.redraw());
+    document.addEventListener("visibilitychange", () => (document.hidden ? this.keepFresh() : this.load()));
+    this.drawFilters();
+  }
+
+  drawFilters() {
+    const label = { all: "history.all", active: "history.active" };
+    fill($("#filters"), Object.keys(FILTERS).map((name) => h("button", {
+      type: "button", class: "chip", "aria-pressed": String(name === this.filter), onclick: () => this.choose(name),
+    }, t(label[name] ?? `status.${name}`))));
+  }
+
+  choose(name) {
+    this.filter = name;
+    this.drawFilters();
+    $('[aria-pressed="true"]', $("#filters")).focus();
+    this.tasks.clear();
+    return this.load();
+  }
+
+  /** Read the first page again, and all that is shown beyond it. */
+  async load() {
+    if (!this.allowed()) return this.forget();
+    this.read += 1;
+    const turn = this.read;
+    try {
+      const { tasks, next_cursor: cursor } = await api.tasks(FILTERS[this.filter], null, Math.min(200, Math.max(24, this.tasks.size)));
+      if (turn !== this.read) return null;
+      this.cursor = cursor;
+      this.tasks = new Map(tasks.map((task) => [task.task_id, stamped(task)]));
+      this.problem = null;
+    } catch (error) {
+      if (turn !== this.read) return null;
+      this.problem = error;
+    }
+    this.show();
+    return this.keepFresh();
+  }
+
+  forget() {
+    this.tasks.clear();
+    this.cursor = null;
+    this.show();
+  }
+
+  keepFresh() {
+    clearTimeout(this.timer);
+    if (document.hidden) return;
+    const open = [...this.tasks.values()].some((task) => !hasEnded(task));
+    this.timer = setTimeout(() => this.load(), open ? FRESH_MS : STALE_MS);
+  }
+
+  async more() {
+    const { tasks, next_cursor: cursor } = await api.tasks(FILTERS[this.filter], this.cursor);
+    this.cursor = cursor;
+    for (const task of tasks) this.tasks.set(task.task_id, stamped(task));
+    this.show();
+  }
+
+  /** Take up news of one task. */
+  update(task) {
+    if (!this.tasks.has(task.task_id)) return;
+    this.tasks.set(task.task_id, task);
+    this.show();
+  }
+
+  mark(id) {
+    this.current = id;
+    this.show();
+  }
+
+  // --- showing -------------------------------------------------------------------------------------------------------
+
+  redraw() {
+    this.cards.clear();
+    this.drawFilters();
+    this.show();
+  }
+
+  show() {
+    const sought = $("#search").value.trim().toLowerCase();
+    const matches = (task) => [task.params.prompt, task.task_id, task.metadata.image_name ?? "", task.metadata.audio_name ?? ""]
+      .some((text) => text.toLowerCase().includes(sought));
+    const shown = [...this.tasks.values()].filter(matches);
+    const cards = shown.map((task) => this.card(task));
+    const gallery = $("#gallery");
+    // Only what differs is touched, so that nothing jumps and the focus stays.
+    cards.forEach((card, index) => gallery.children[index] !== card && gallery.insertBefore(card, gallery.children[index] ?? null));
+    while (gallery.children.length > cards.length) gallery.lastChild.remove();
+    $("#history-more").hidden = !this.cursor;
+    const empty = $("#history-empty");
+    empty.hidden = shown.length > 0;
+    empty.textContent = this.problem ? errorText(this.problem) : t(this.tasks.size || this.filter !== "all" ? "history.none" : "history.empty");
+  }
+
+  card(task) {
+    const key = JSON.stringify([task.status, Math.floor(task.progress * 100), task.cancel_requested, pathOf(task.poster_url), ago(task.submit_time)]);
+    let card = this.cards.get(task.task_id);
+    if (card?.key !== key) {
+      const made = { key, element: card?.element ?? h("li", { class: "item", dataset: { id: task.task_id } }) };
+      const focused = made.element.contains(document.activeElement) ? document.activeElement.dataset.act : null;
+      fill(made.element, this.face(task));
+      if (focused) $(`[data-act="${focused}"]`, made.element)?.focus();
+      card = made;
+      this.cards.set(task.task_id, card);
+    }
+    card.element.classList.toggle("current", task.task_id === this.current);
+    return card.element;
+  }
+
+  face(task) {
+    const ended = hasEnded(task);
+    const name = nameOf(task);
+    const picture = task.poster_url
+      ? h("img", { src: task.poster_url, alt: "", loading: "lazy", decoding: "async" })
+      : h("div", { class: "no-poster" }, icon({ failed: "alert", cancelled: "cut" }[task.status] ?? "film"));
+    const length = duration(task.duration_seconds ?? task.plan.video_seconds);
+    const meter = task.status === "processing"
+      ? h("progress", { max: 1, value: task.progress, "aria-label": `${t("stage.progress")}: ${name}` }) : null;
+    const status = task.status === "processing" ? `${t(`phase.${task.phase}`)} ${number(Math.floor(task.progress * 100))} %` : t(`status.${task.status}`);
+    const tool = (act, glyph, label, run) => h("button", { type: "button", class: "button quiet small square", dataset: { act }, title: label,
+      "aria-label": `${label}: ${name}`, onclick: run }, icon(glyph));
+    return [
+      h("a", { class: "poster", href: `#/task/${task.task_id}`, dataset: { act: "open" }, "aria-label": t("history.open", { name }) }, picture,
+        h("span", { class: `badge ${task.status}` }, h("span", { class: "dot" }), status), h("span", { class: "length" }, length)),
+      meter,
+      h("div", { class: "item-foot" },
+        h("div", { class: "item-name" }, h("span", { title: name }, name), h("small", { title: exactly(task.submit_time) }, ago(task.submit_time))),
+        h("div", { class: "item-tools", role: "group", "aria-label": t("history.menu", { name }) },
+          tool("again", "again", t("stage.again"), () => this.actions.again(task)),
+          ended ? tool("remove", "trash", t("stage.delete"), () => this.actions.remove(task))
+            : tool("remove", "close", t("stage.cancel"), () => this.actions.remove(task)))),
+    ];
+  }
+}

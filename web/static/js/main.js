@@ -1,0 +1,231 @@
+// Puts the parts of the page together: what one tells, the others are told here.
+import { api, apiKey, facts, newKey, upload } from "./api.js";
+import { $, $$, announce, confirmed, exactly, icon, toast } from "./dom.js";
+import { hasEnded } from "./events.js";
+import { Form } from "./form.js";
+import { History } from "./history.js";
+import { language, speak, t } from "./i18n.js";
+import { Service } from "./service.js";
+import { Stage } from "./stage.js";
+import { errorText } from "./words.js";
+
+const THEMES = ["auto", "light", "dark"];
+const MEDIA = ["image", "audio"];
+
+const pictures = new Map(); // media that this page has sent, by the path that the service gave them
+const allowed = () => !facts.auth || Boolean(apiKey.get());
+
+// --- submitting ------------------------------------------------------------------------------------------------------
+
+/** Send what the form holds; each medium once, however often it is used. */
+async function send({ image, audio, fields }) {
+  if (!allowed()) return openKeyDialog();
+  const aborter = new AbortController();
+  const show = stage.showUpload(image, audio.peaks, () => aborter.abort());
+  form.setBusy(true);
+  location.hash = "#/";
+  if (matchMedia("(max-width: 900px)").matches) $("#stage").scrollIntoView({ block: "start" });
+  try {
+    const media = { image, audio };
+    for (const kind of MEDIA) await sendMedium(kind, media[kind], show, aborter.signal);
+    const task = await api.generate({ ...fields, image_path: image.path, audio_path: audio.path, metadata: noted(media) }, newKey());
+    announce(t("told.queued"));
+    location.hash = `#/task/${task.task_id}`;
+    videos.load();
+  } catch (error) {
+    stage.showEmpty();
+    if (error.name !== "AbortError") refused(error, { image, audio });
+  } finally {
+    form.setBusy(false);
+  }
+  return null;
+}
+
+async function sendMedium(kind, medium, show, signal) {
+  if (medium.path) return;
+  show(kind, 0);
+  const { path, media } = await upload(kind, medium.file, (share) => show(kind, share < 1 ? share : null), signal);
+  Object.assign(medium, { path, lent: true });
+  if (kind === "audio" && !medium.seconds) medium.seconds = media.seconds;
+  pictures.set(path, { ...medium });
+}
+
+/** What a later visit needs to show the task's inputs and to use them again. */
+function noted({ image, audio }) {
+  const size = image.width ? { image_size: `${image.width}x${image.height}` } : {};
+  const seconds = audio.seconds ? { audio_seconds: String(audio.seconds) } : {};
+  return {
+    image_path: image.path, image_name: image.name.slice(0, 200), audio_path: audio.path, audio_name: audio.name.slice(0, 200),
+    ...size, ...seconds,
+  };
+}
+
+function refused(error, media) {
+  if (error.status === 401) return;
+  const named = error.code === "invalid_input" ? form.showErrors(error.errors) : [];
+  for (const { field } of named) {
+    const medium = media[field];
+    if (!medium?.path) continue;
+    // An upload that the service no longer has: it is sent again if it is still here.
+    pictures.delete(medium.path);
+    if (medium.file) delete medium.path;
+    else form.pickers[field].problem({ key: "check.again" });
+  }
+  if (!named.length) form.say("form", errorText(error));
+  toast(errorText(error), "bad");
+}
+
+// --- what can be done with a task ------------------------------------------------------------------------------------
+
+const actions = {
+  again(task) {
+    form.load(task, pictures);
+    location.hash = "#/";
+    $("#form").scrollIntoView({ block: "start" });
+    $("#prompt").focus({ preventScroll: true });
+  },
+
+  async remove(task) {
+    const what = hasEnded(task) ? "delete" : "cancel";
+    const sure = await confirmed(t(`confirm.${what}.title`), t(`confirm.${what}.text`), t(`confirm.${what}.yes`));
+    if (!sure) return;
+    try {
+      const left = await api.remove(task.task_id);
+      if (left) toast(t(hasEnded(left) ? "told.cancelled" : "told.cancelling"));
+      else {
+        toast(t("told.deleted"));
+        if (location.hash === `#/task/${task.task_id}`) location.hash = "#/";
+      }
+    } catch (error) {
+      toast(errorText(error), "bad");
+    }
+    videos.load();
+  },
+
+  async share(task) {
+    const link = new URL(task.output_video_url, location.href);
+    // A signed link ends by itself; a fresh one is good for longest.
+    try {
+      link.href = new URL((await api.task(task.task_id)).output_video_url, location.href).href;
+    } catch {
+      // The one at hand is good as well.
+    }
+    const until = Number(link.searchParams.get("expires"));
+    try {
+      await navigator.clipboard.writeText(link.href);
+      toast(until ? t("stage.shared.until", { time: exactly(until * 1000) }) : t("stage.shared"));
+    } catch {
+      toast(t("stage.share.failed", { link: link.href }), "bad");
+    }
+  },
+};
+
+function onTask(task, before) {
+  videos.update(task);
+  if (!before || before.status === task.status) return;
+  if (hasEnded(task)) {
+    if (task.status === "completed") toast(t("told.completed"));
+    if (task.status === "failed") toast(t("told.failed"), "bad");
+    videos.load();
+  }
+}
+
+// --- the address -----------------------------------------------------------------------------------------------------
+
+function route() {
+  const isService = location.hash === "#/service";
+  $("#service").hidden = !isService;
+  $("#studio").hidden = isService;
+  for (const link of $$("nav [data-view]")) {
+    if ((link.dataset.view === "service") === isService) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  if (isService) return service.load();
+  const id = /^#\/task\/(gen_[0-9a-f_]+)$/.exec(location.hash)?.[1];
+  videos.mark(id ?? null);
+  if (id && allowed()) {
+    const wasOpen = stage.task?.task_id === id;
+    stage.open(id, videos.tasks.get(id) ?? null);
+    if (!wasOpen && window.scrollY > $("#stage").offsetTop) $("#stage").scrollIntoView({ block: "start" });
+  } else if (!form.busy) stage.showEmpty();
+  return null;
+}
+
+// --- the key, the language, the colours ------------------------------------------------------------------------------
+
+function openKeyDialog(problem = "") {
+  const dialog = $("#key-dialog");
+  $("#key").value = apiKey.get();
+  $("#key-problem").textContent = problem;
+  if (!dialog.open) dialog.showModal();
+  $("#key").focus();
+}
+
+function wireKey() {
+  const dialog = $("#key-dialog");
+  $("#key-button").hidden = !facts.auth && !facts.keys;
+  for (const id of ["key-button", "key-enter"]) $(`#${id}`).addEventListener("click", () => openKeyDialog());
+  $("#key-close").addEventListener("click", () => dialog.close());
+  $("#key-forget").addEventListener("click", () => (apiKey.set(""), dialog.close()));
+  $("form", dialog).addEventListener("submit", () => apiKey.set($("#key").value.trim()));
+  document.addEventListener("unauthorized", () => {
+    const refused = Boolean(apiKey.get());
+    if (refused) apiKey.set(""); // else every look at the list would be refused again
+    openKeyDialog(refused ? t("key.refused") : "");
+  });
+  document.addEventListener("key", () => {
+    showKey();
+    stage.showEmpty();
+    videos.load();
+    service.load();
+    route();
+  });
+  document.addEventListener("language", showKey);
+}
+
+function showKey() {
+  $("#key-needed").hidden = allowed();
+  const label = t(apiKey.get() ? "tool.key.set" : "tool.key.none");
+  $("#key-button").setAttribute("aria-label", label);
+  $("#key-button").title = label;
+}
+
+function showTheme() {
+  const theme = document.documentElement.dataset.theme ?? "auto";
+  const label = t(`tool.theme.${theme}`);
+  $("#theme").replaceChildren(icon(theme));
+  $("#theme").setAttribute("aria-label", label);
+  $("#theme").title = label;
+}
+
+function nextTheme() {
+  const root = document.documentElement;
+  const theme = THEMES[(THEMES.indexOf(root.dataset.theme ?? "auto") + 1) % THEMES.length];
+  if (theme === "auto") delete root.dataset.theme;
+  else root.dataset.theme = theme;
+  try {
+    if (theme === "auto") localStorage.removeItem("theme");
+    else localStorage.setItem("theme", theme);
+  } catch {
+    // It holds until the page is left.
+  }
+  showTheme();
+}
+
+// --- start -----------------------------------------------------------------------------------------------------------
+
+const form = new Form(send);
+const videos = new History(actions, allowed);
+const stage = new Stage(actions, onTask, pictures);
+const service = new Service((health) => form.showHealth(health), allowed);
+
+$("#version").textContent = facts.version;
+$("#language").addEventListener("click", () => speak(language() === "en" ? "zh-CN" : "en"));
+$("#theme").addEventListener("click", nextTheme);
+document.addEventListener("language", showTheme);
+window.addEventListener("hashchange", route);
+wireKey();
+speak(language());
+route();
+videos.load();
+service.load();
