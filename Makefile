@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 SHELLS := $(wildcard scripts/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor setup setup-dev serve test test-long chaos load lint audit bench record-release constraints
+.PHONY: help demo doctor setup setup-dev serve test test-long chaos load fuzz-api fuzz-media lint audit bench record-release constraints
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,12 @@ load: setup-dev ## 200 tasks and 20 previews at once through four web workers (t
 
 chaos: setup-dev ## random kills of every process of a service over a mixed load (SEED=, KILLS=200)
 	@$(PY) -m tests.chaos
+
+fuzz-api: setup-dev ## generated requests to a service with authentication on, all checks (SEED=, FUZZ_SECONDS=300)
+	@$(PY) -m tests.fuzz api
+
+fuzz-media: setup-dev ## mutated pictures and recordings, uploaded to a service (SEED=, COUNT=10000)
+	@$(PY) -m tests.fuzz media
 
 lint: setup-dev ## ruff, mypy, shellcheck
 	$(VENV)/bin/ruff check .

@@ -77,6 +77,8 @@ class Operation:
     replies: Mapping[int, Reply]
     errors: tuple[int, ...] = ()
     query: type[wire.Ask] = wire.NoQuery
+    leads_to: tuple[str, ...] = ()
+    """Operations on the task that a success names."""
     body: Mapping[str, type[wire.Ask]] | None = None
     headers: tuple[str, ...] = ()
 
@@ -94,6 +96,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         body={"application/json": wire.GenerateRequest, "multipart/form-data": wire.GenerateForm},
         headers=("Idempotency-Key",),
         replies={201: _json("The task is queued.", wire.Accepted, "Location")}, errors=(400, 413, 415, 422, 503, 507),
+        leads_to=("getTask", "getLog", "deleteTask"),
     ),
     ("POST", "/api/v1/upload"): Operation(
         id="upload", tag="media", need="generate", says="Store an image or a recording for later tasks",
@@ -229,6 +232,10 @@ def _operation(path: str, operation: Operation, schemas: Json, told: tuple[str, 
     }
     for status in sorted({401, 403, 405, 429, 500, 503, *operation.errors} - set(operation.replies)):
         responses[str(status)] = _error(status)
+    if operation.leads_to:
+        where = {"parameters": {"task_id": "$response.body#/task_id"}}
+        first = str(min(operation.replies))
+        responses[first]["links"] = {name: {"operationId": name, **where} for name in operation.leads_to}
     described: Json = {
         "operationId": operation.id, "tags": [operation.tag],
         "summary": operation.says, "parameters": _parameters(path, operation, schemas),
