@@ -67,7 +67,7 @@ class Report:
 
 
 def fuzz(folder: Path, count: int, seed: int) -> Report:
-    """Upload so many mutants to a service in `folder`; look at all answers, at the decoders meanwhile, and at the end."""
+    """Upload so many mutants to a service in `folder`; look at answers and decoders, and at all at the end."""
     run, report = Service(folder, _SETTINGS, _WORKERS), Report()
     try:
         run.start()
