@@ -19,6 +19,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.e2e.conftest import Service
+from tests.test_docker import files_of_the_image
 
 
 def told_by(go: Path) -> dict[str, Any]:
@@ -53,12 +54,14 @@ def is_adopted(run: Service, task: str, before: dict[str, Any], made: float) -> 
 
 
 def move_to(run: Service, release: Path) -> None:
-    """Stop the service, and start it from a checkout as a deployment makes it: the product's files without tests."""
+    """Stop the service, and start it from a folder as the image has it: the product's files without tests."""
     run.stop()
-    for name in ("web", "tasks", "engines", "utils", "configs", "scripts"):
-        shutil.copytree(ROOT / name, release / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("app.py", "api_schema.py", "config_loader.py", "task_manager.py"):
-        shutil.copy(ROOT / name, release)
+    for name in files_of_the_image():
+        (release / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, release / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, release / name)
     run.checkout = release
     run.start()
 

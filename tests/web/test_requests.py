@@ -72,15 +72,7 @@ def test_a_log_line_is_json_with_the_request_id(service: Service) -> None:
 
 
 def test_an_unknown_address_and_method_are_problems_too(spotless: Service) -> None:
-    for path in (
-        "/",
-        "/nowhere",
-        "/api/v1/",
-        "/api//v1/tasks",
-        "/api/v1/tasks/",
-        "/docs/../app.py",
-        "/docs/index.html",
-    ):
+    for path in ("/nowhere", "/api/v1/", "/api//v1/tasks", "/api/v1/tasks/", "/docs/../app.py", "/docs/index.html"):
         answer = spotless.client.get(path)
         assert (answer.status_code, answer.mimetype) == (404, "application/problem+json"), path
     answer = spotless.client.put(TASKS)
