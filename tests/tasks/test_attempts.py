@@ -352,6 +352,7 @@ def test_a_killed_or_stopped_spawner_is_replaced(bench: Bench) -> None:
 def test_a_scheduler_that_looks_no_more_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.scheduler._STALLED_SECONDS", 0.5)
     manager, free = bench.open(), threading.Event()
+    assert bench.ended(manager, bench.submit(manager)).status is Status.COMPLETED  # so it has begun to look
     assert manager.health().reasons == ()
     monkeypatch.setattr(manager.store, "processing", lambda: free.wait(30) and [])
     ring(manager.folders.wake)
