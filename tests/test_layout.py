@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGES = ("web", "tasks", "engines", "utils")
-MODULES = ("app", "api_schema", "task_manager", "config_loader")
+MODULES = ("app", "api_schema", "task_manager", "config_loader", "client")
 MAY_IMPORT = {
     "app": {"web", "api_schema", "task_manager", "config_loader", "tasks", "utils"},
     "web": {"web", "api_schema", "task_manager", "config_loader", "tasks", "utils"},
@@ -20,7 +20,10 @@ MAY_IMPORT = {
     "tasks": {"tasks", "utils"},
     "engines": {"engines", "utils"},
     "utils": {"utils"},
+    "client": set(),
 }
+LINES = {"client": 700}
+"""What a module may have in place of 400: the client is one file, so that people can copy it to another machine."""
 SOURCES = sorted(
     path
     for top in (*PACKAGES, *(f"{name}.py" for name in MODULES))
@@ -46,7 +49,7 @@ def test_imports_point_down_and_modules_stay_small(path: Path) -> None:
     own = imported(ast.parse(source)) & {*PACKAGES, *MODULES, "tests", "scripts"}
     top = path.relative_to(ROOT).parts[0].removesuffix(".py")
     assert own <= MAY_IMPORT[top], f"{top} must not import {sorted(own - MAY_IMPORT[top])}"
-    assert len(source.splitlines()) <= 400
+    assert len(source.splitlines()) <= LINES.get(top, 400)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -56,6 +59,7 @@ def test_the_environment_is_read_at_the_entries_only(path: Path) -> None:
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
     )
     entries = {
+        "client.py",
         "config_loader.py",
         "tasks/runner.py",
         "tasks/spawner.py",
