@@ -256,7 +256,7 @@ class Client:
                 offset, attempt = 0, task.answer["attempt"]
             while True:
                 response, answer = self._get(f"{_task_path(task_id)}/log?offset={offset}")
-                offset = int(response.headers["X-Log-Offset"])
+                offset = int(response.headers.get("X-Log-Offset", offset))
                 if not answer["text"]:
                     break
                 yield answer["text"]
@@ -343,7 +343,10 @@ class Client:
             self.reached = True
             with suppress(BrokenPipeError, ConnectionResetError):  # a refusal may have come before all was sent
                 connection.request(method, url._replace(scheme="", netloc="").geturl(), form, headers)
-            yield connection.getresponse()
+            response = connection.getresponse()
+            if response.length is None and not response.chunked:  # headers that were cut off look whole
+                raise HTTPException("the connection was lost")
+            yield response
         except (OSError, HTTPException) as error:
             raise Unreachable(f"{self.server}: {error or type(error).__name__}") from error
         finally:
@@ -427,7 +430,7 @@ class Screen:
 
     @staticmethod
     def _bar(before: str, progress: float, after: str) -> str:
-        room = os.get_terminal_size(sys.stderr.fileno()).columns - 1
+        room = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1  # 0 where nobody said how wide it is
         width = min(40, room - len(before) - len(after) - 1)
         full, empty = "━─" if "utf" in sys.stderr.encoding.lower() else "#."
         done = round(progress * width)
@@ -467,11 +470,13 @@ class Command:
 
     def __init__(self, asked: argparse.Namespace) -> None:
         self.asked, self.screen, self.task_id = asked, Screen(), getattr(asked, "task_id", "")
+        self.submitting = False
 
     def run(self) -> int:
         try:
             self.client = self._client()
             status: int = getattr(self, self.asked.command)()
+            sys.stdout.flush()
         except (ClientError, KeyboardInterrupt) as error:
             return self._failed(error if isinstance(error, ClientError) else Interrupted("interrupted"))
         return status
@@ -482,6 +487,7 @@ class Command:
         if not asked.no_wait and not os.access(folder, os.W_OK):
             raise ClientError(f"{folder}: is not there, or cannot be written to")
         self.screen.say(f"submitting to {self.client.server}")
+        self.submitting = True
         task = self.client.generate(
             asked.image, asked.audio, asked.prompt, asked.idempotency_key, metadata=dict(asked.metadata) or None,
             **{name.replace("-", "_"): value for name, value in options.items()},
@@ -533,7 +539,7 @@ class Command:
             with _locally():
                 key = Path(self.asked.api_key_file).read_text(errors="replace").strip()
         return Client(
-            self.asked.server, key, self.asked.patience, lambda error: self.screen.once(f"{error}; trying on")
+            self.asked.server, key, self.asked.patience, lambda error: self.screen.once(f"{error}; trying again")
         )
 
     def _ended(self) -> Task:
@@ -581,7 +587,7 @@ class Command:
             output = [] if asked.output == "." else ["-o", asked.output]
             words = ["python", sys.argv[0], "download", self.task_id, *output, "--server", self.client.server]
             return f"the task is left as it is; to go on: {shlex.join(words)}\n"
-        if self.client.reached:
+        if self.submitting and self.client.reached:
             return f"with --idempotency-key {asked.idempotency_key}, the same command makes no second task\n"
         return ""
 
@@ -661,12 +667,13 @@ def main() -> int:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
         getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
-        status = Command(_parser().parse_args()).run()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
-        return CLOSED
-    return status
+        return Command(_parser().parse_args()).run()
+    except OSError as error:  # of the output: what the network or a file does is a ClientError
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes at exit
+        if isinstance(error, BrokenPipeError):
+            return CLOSED
+        print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return LOCAL
 
 
 if __name__ == "__main__":
