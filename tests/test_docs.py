@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import client
 from app import ROUTES
 from config_loader import environment_names
 from tasks.model import Status, life_cycle_mermaid
@@ -62,6 +63,15 @@ def test_the_life_cycle_and_the_statuses_are_the_code_s(name: str, heading: str)
     text = text_of(name)
     assert set(rows_after(text, heading)) == {status.value for status in Status}
     assert f"```mermaid\n{life_cycle_mermaid()}\n```" in text
+
+
+@pytest.mark.parametrize(("name", "heading"), list(zip(READMES, ("## The command line", "## 命令行"), strict=True)))
+def test_the_commands_of_the_client_and_its_exit_statuses_are_all_told(name: str, heading: str) -> None:
+    told = rows_after(text_of(name), heading)
+    statuses = {line.split()[0] for line in client.EXIT_STATUS.splitlines()[1:]}
+    assert {cell.split()[0] for cell in told} == {*client.COMMANDS, *statuses}
+    if name == "README.md":
+        assert all(f"  {status:<4} {told[status][0]}" in client.EXIT_STATUS for status in statuses)
 
 
 @pytest.mark.parametrize("name", READMES)
