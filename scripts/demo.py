@@ -16,9 +16,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from client import Client, ClientError, Task
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE, AUDIO = ROOT / "samples" / "portrait.png", ROOT / "samples" / "speech.wav"
@@ -35,7 +40,7 @@ def main() -> int:
             server = _start(listener, Path(data), log)
         try:
             return _job(url)
-        except (OSError, TimeoutError, RuntimeError) as error:
+        except (OSError, TimeoutError, RuntimeError, ClientError) as error:
             print(f"the demo failed: {error}\n--- the service's log ---", file=sys.stderr)
             print((Path(data) / "server.log").read_text(errors="replace")[-4000:], file=sys.stderr)
             return 1
@@ -63,16 +68,15 @@ def _start(listener: socket.socket, data: Path, log: Any) -> subprocess.Popen[by
 def _job(url: str) -> int:
     _wait_until_healthy(url)
     print(f"submitting {IMAGE.relative_to(ROOT)} and {AUDIO.relative_to(ROOT)}")
-    task = _submit(url)
-    print(f"task {task['task_id']}: {task['plan']['video_seconds']:g} s of video by engine {task['engine']}")
-    task = _follow(url, task)
-    if task["status"] != "completed":
-        raise RuntimeError(f"the task is {task['status']}: {task.get('error')}")
+    task = Client(url).generate(IMAGE, AUDIO, "A friendly presenter speaks to the camera.", size="704*384")
+    print(f"task {task.task_id}: {task.answer['plan']['video_seconds']:g} s of video by engine {task.answer['engine']}")
+    task = _follow(task)
+    if task.status != "completed":
+        raise RuntimeError(f"the task is {task.status}: {task.answer['error']}")
     OUTPUT.mkdir(exist_ok=True)
-    video = OUTPUT / Path(task["output_video_url"]).name
-    with urllib.request.urlopen(url + task["output_video_url"], timeout=60) as answer:
-        video.write_bytes(answer.read())
-    _describe(video, task)
+    video = OUTPUT / Path(urlsplit(task.answer["output_video_url"]).path).name
+    task.download(video)
+    _describe(video, task.answer)
     return 0
 
 
@@ -80,7 +84,7 @@ def _wait_until_healthy(url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{url}/api/v1/health", timeout=5) as answer:
+            with urllib.request.urlopen(f"{url}/api/v1/health", timeout=START_SECONDS) as answer:
                 if json.load(answer)["status"] == "healthy":
                     return
         except urllib.error.HTTPError:
@@ -88,58 +92,24 @@ def _wait_until_healthy(url: str) -> None:
     raise TimeoutError(f"the service was not healthy within {START_SECONDS} s")
 
 
-def _submit(url: str) -> dict[str, Any]:
-    fields = {"prompt": "A friendly presenter speaks to the camera.", "size": "704*384"}
-    body, kind = _multipart(fields, {"image": IMAGE, "audio": AUDIO})
-    request = urllib.request.Request(f"{url}/api/v1/generate", body, {"Content-Type": kind})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return dict(json.load(answer))
-    except urllib.error.HTTPError as error:
-        raise RuntimeError(f"the submit was refused: {error.read().decode(errors='replace')}") from error
+def _follow(task: Task) -> Task:
+    deadline = time.monotonic() + JOB_SECONDS
+    for now in task.client.follow(task.task_id):
+        _draw(now)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the task had not ended after {JOB_SECONDS} s")
+    print()
+    return now
 
 
-def _multipart(fields: dict[str, str], files: dict[str, Path]) -> tuple[bytes, str]:
-    boundary = uuid.uuid4().hex
-    parts = [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{n}"\r\n\r\n{v}\r\n'.encode() for n, v in fields.items()
-    ]
-    for name, path in files.items():
-        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{path.name}"\r\n\r\n'
-        parts += [head.encode(), path.read_bytes(), b"\r\n"]
-    return b"".join([*parts, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"
+def _draw(task: Task) -> None:
+    filled = round(task.progress * 30)
+    eta = f", about {task.seconds_left:.0f} s left" if task.seconds_left is not None else ""
+    bar = f"[{'#' * filled}{'.' * (30 - filled)}] {task.progress:4.0%} {task.phase}{eta}"
+    print(f"\r{bar}".ljust(78), end="", flush=True)
 
 
-def _follow(url: str, task: dict[str, Any]) -> dict[str, Any]:
-    deadline, tag = time.monotonic() + JOB_SECONDS, ""
-    while time.monotonic() < deadline:
-        request = urllib.request.Request(
-            f"{url}{task['status_url']}?wait=30", headers={"If-None-Match": tag} if tag else {}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                task, tag = json.load(answer), answer.headers["ETag"]
-        except urllib.error.HTTPError as error:
-            if error.code != 304:
-                raise
-        _draw(task)
-        if task["status"] in ("completed", "failed", "cancelled"):
-            print()
-            return task
-    raise TimeoutError(f"the task had not ended after {JOB_SECONDS} s")
-
-
-def _draw(task: dict[str, Any]) -> None:
-    filled = round(task["progress"] * 30)
-    eta = f", about {task['eta_seconds']:.0f} s left" if task.get("eta_seconds") is not None else ""
-    print(
-        f"\r[{'#' * filled}{'.' * (30 - filled)}] {task['progress']:4.0%} {task['phase']}{eta}".ljust(78),
-        end="",
-        flush=True,
-    )
-
-
-def _describe(video: Path, task: dict[str, Any]) -> None:
+def _describe(video: Path, task: Mapping[str, Any]) -> None:
     facts = task["video"]
     print(f"\nvideo    {video}")
     print(f"size     {facts['width']}x{facts['height']}, {facts['frames']} frames at {facts['fps']:g} a second")
