@@ -418,11 +418,13 @@ class Screen:
 
     def show(self, task: Task) -> None:
         """Show how far a task is."""
-        phase = PHASES.get(task.phase, task.phase) + ", to be cancelled" * bool(task.answer["cancel_requested"])
+        phase = PHASES.get(task.phase, task.phase) + _place(task)
+        if task.answer["cancel_requested"]:
+            phase += ", to be cancelled"
         if self.live:
             self.say(self._bar(phase, task.progress, f" {task.progress:4.0%}{_rest(task)}"), end="")
         else:
-            self.once(f"{phase}, {int(task.progress * 10) * 10}%{_place(task)}", _rest(task))
+            self.once(f"{phase}, {int(task.progress * 10) * 10}%", _rest(task))
 
     def clear(self) -> None:
         if self.live:
