@@ -590,7 +590,8 @@ class Command:
             words = ["python", sys.argv[0], "download", self.task_id, *output, "--server", self.client.server]
             return f"the task is left as it is; to go on: {shlex.join(words)}\n"
         if self.submitting and self.client.reached:
-            return f"with --idempotency-key {asked.idempotency_key}, the same command makes no second task\n"
+            known = "whether it was accepted is not known; the same command makes no second task with"
+            return f"{known} --idempotency-key {asked.idempotency_key}\n"
         return ""
 
 
@@ -670,6 +671,8 @@ def main() -> int:
         getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
         return Command(_parser().parse_args()).run()
+    except KeyboardInterrupt:  # while it was saying how it ended
+        return INTERRUPTED
     except OSError as error:  # of the output: what the network or a file does is a ClientError
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes at exit
         if isinstance(error, BrokenPipeError):
