@@ -148,6 +148,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
         "web/test_requests.py::test_each_request_is_one_log_line_without_its_query_and_body",
         "web/test_requests.py::test_a_bug_is_a_500_that_shows_nothing_and_logs_everything",
         "web/test_auth.py::test_health_tells_the_anonymous_nothing_of_the_machine",
+        "test_client.py::test_the_key_is_in_no_process_list_and_goes_to_no_other_host",
     ),
     "supply": (
         "test_config_loader.py::test_a_mistake_in_the_table_is_told_by_line_and_key",
