@@ -22,6 +22,7 @@ import shlex
 import sys
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -123,7 +124,7 @@ class Task:
 
     def wait(self) -> Task:
         """Return the task once it has ended, well or not."""
-        return list(self.client.follow(self.task_id))[-1]
+        return deque(self.client.follow(self.task_id), maxlen=1)[0]
 
     def cancel(self) -> Task:
         return self.client.cancel(self.task_id)
@@ -324,7 +325,7 @@ class Client:
             answer = _json(response)
         if response.status // 100 != 2 and response.status != 304:
             raise ServiceError(response, answer)
-        if response.headers.get_content_type() == "text/html" and response.status == 200:
+        if "X-Request-ID" not in response.headers:  # which each of its answers has
             raise ClientError(f"{self.server} is not the address of a Live Avatar service")
         return response, answer
 
@@ -422,6 +423,7 @@ class Screen:
         if task.answer["cancel_requested"]:
             phase += ", to be cancelled"
         if self.live:
+            self._last = ""
             self.say(self._bar(phase, task.progress, f" {task.progress:4.0%}{_rest(task)}"), end="")
         else:
             self.once(f"{phase}, {int(task.progress * 10) * 10}%", _rest(task))
@@ -484,16 +486,18 @@ class Command:
         return status
 
     def generate(self) -> int:
-        asked, options = self.asked, {name: getattr(self.asked, name.replace("-", "_")) for name in OPTIONS}
+        asked = self.asked
+        options = {name: getattr(asked, name) for name in (option.replace("-", "_") for option in OPTIONS)}
+        if asked.output.endswith(".webm") and not asked.output_format:
+            options["output_format"] = "webm"
         folder = Path(asked.output) if Path(asked.output).is_dir() else Path(asked.output).parent
         if not asked.no_wait and not os.access(folder, os.W_OK):
             raise ClientError(f"{folder}: is not there, or cannot be written to")
         self.screen.say(f"submitting to {self.client.server}")
         self.submitting = True
         task = self.client.generate(
-            asked.image, asked.audio, asked.prompt, asked.idempotency_key, metadata=dict(asked.metadata) or None,
-            **{name.replace("-", "_"): value for name, value in options.items()},
-        )  # fmt: skip
+            asked.image, asked.audio, asked.prompt, asked.idempotency_key, metadata=dict(asked.metadata), **options
+        )
         self.task_id, plan = task.task_id, task.answer["plan"]
         self.screen.say(f"task {self.task_id}: {plan['video_seconds']:g} s, {plan['width']}x{plan['height']}")
         for item in task.answer["adjustments"]:
@@ -553,7 +557,7 @@ class Command:
                 self.screen.clear()
                 return task
             except KeyboardInterrupt:
-                if not (self.screen.live and sys.stdin.isatty()):
+                if not (self.screen.live and sys.stdin and sys.stdin.isatty()):
                     raise
                 self.screen.say("cancel the task? [y/N; Ctrl-C: leave, and let it go on] ", end="")
                 reply = sys.stdin.readline()
@@ -577,11 +581,11 @@ class Command:
         if error.retry_after:
             self.screen.say(f"try again in {_clock(error.retry_after)}")
         if error.exit_status != REFUSED:
-            self.screen.say(self._how_to_go_on(), end="")
+            self.screen.say(self._how_to_go_on(isinstance(error, Unreachable | Interrupted)), end="")
         self._print({"error": str(error), "task_id": self.task_id or None, **error.answer})
         return error.exit_status
 
-    def _how_to_go_on(self) -> str:
+    def _how_to_go_on(self, without_answer: bool) -> str:
         asked = self.asked
         if asked.command not in ("generate", "download"):
             return ""
@@ -589,7 +593,7 @@ class Command:
             output = [] if asked.output == "." else ["-o", asked.output]
             words = ["python", sys.argv[0], "download", self.task_id, *output, "--server", self.client.server]
             return f"the task is left as it is; to go on: {shlex.join(words)}\n"
-        if self.submitting and self.client.reached:
+        if self.submitting and self.client.reached and without_answer:
             known = "whether it was accepted is not known; the same command makes no second task with"
             return f"{known} --idempotency-key {asked.idempotency_key}\n"
         return ""

@@ -221,6 +221,9 @@ def test_the_same_idempotency_key_makes_no_second_task(desk: Desk) -> None:
     again = desk.wish("quick", "--no-wait", "--idempotency-key", "order-4711")
     assert desk.run(*again).out == desk.run(*again).out
     assert desk.run(*again, "--seed", "1").status == client.REFUSED
+    with broken(desk, *[(b"POST", 0)] * 50):
+        lost = desk.run(*again, "--patience", "1")
+    assert lost.status == client.LATER and lost.err.endswith("no second task with --idempotency-key order-4711\n")
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
@@ -480,7 +483,7 @@ def test_the_key_is_in_no_process_list_and_goes_to_no_other_host(desk: Desk, tmp
         moved = f"HTTP/1.1 307 Moved\r\nLocation: {there}/x\r\nContent-Length: 0\r\n\r\n".encode()
         threading.Thread(target=answer, args=(first, moved), daemon=True).start()
         own = Client(f"http://127.0.0.1:{first.getsockname()[1]}", KEY, patience=0)
-        with pytest.raises(ServiceError, match=there):
+        with pytest.raises(ServiceError, match=there):  # told, not followed
             own.tasks()
         threading.Thread(
             target=answer, args=(other, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"), daemon=True
@@ -496,10 +499,16 @@ def test_the_key_is_in_no_process_list_and_goes_to_no_other_host(desk: Desk, tmp
 
 
 def test_output_that_nobody_reads_or_that_cannot_be_encoded_is_no_crash(desk: Desk) -> None:
-    task_id = desk.submit()
-    for encoding in ({"LANG": "C", "LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}):
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    submitted = desk.run(*desk.wish("quick", "--no-wait"), **ascii_only)
+    assert desk.library().task(submitted.out.strip()).answer["params"]["prompt"] == PROMPT
+    for encoding in (ascii_only, {"PYTHONIOENCODING": "latin-1"}):
         listed = desk.run("list", **encoding)
-        assert listed.status == 0 and task_id in listed.out
+        assert listed.status == 0 and submitted.out.strip() in listed.out
+    odd = os.fsdecode(b"portr\xe4t.png")
+    shutil.copy(desk.image, desk.folder / odd)
+    assert desk.run(*desk.wish("quick", "--image", odd, "-o", os.fsdecode(b"\xff.mp4"))).status == 0
+    assert os.path.exists(os.fsencode(desk.folder) + b"/\xff.mp4")
     reading, writing = os.pipe()
     os.close(reading)
     with desk.start("list", stdout=writing) as started:
