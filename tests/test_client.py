@@ -508,7 +508,7 @@ def test_output_that_nobody_reads_or_that_cannot_be_encoded_is_no_crash(desk: De
     odd = os.fsdecode(b"portr\xe4t.png")
     shutil.copy(desk.image, desk.folder / odd)
     assert desk.run(*desk.wish("quick", "--image", odd, "-o", os.fsdecode(b"\xff.mp4"))).status == 0
-    assert os.path.exists(os.fsencode(desk.folder) + b"/\xff.mp4")
+    assert (desk.folder / os.fsdecode(b"\xff.mp4")).exists()
     reading, writing = os.pipe()
     os.close(reading)
     with desk.start("list", stdout=writing) as started:
