@@ -69,6 +69,12 @@ class Unreachable(ClientError):
     exit_status, passing = LATER, True
 
 
+class Interrupted(ClientError):
+    """Someone pressed Ctrl-C."""
+
+    exit_status = INTERRUPTED
+
+
 class ServiceError(ClientError):
     """The service says no: HTTP `status`, `code` for programs, `fields` with what is wrong, all of its `answer`."""
 
@@ -94,12 +100,6 @@ def _locally() -> Iterator[None]:
         yield
     except OSError as error:
         raise ClientError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
-
-
-class Interrupted(ClientError):
-    """Someone pressed Ctrl-C."""
-
-    exit_status = INTERRUPTED
 
 
 # --- for programs -----------------------------------------------------------------------------------------------------

@@ -289,6 +289,46 @@ def test_a_service_that_was_never_there_is_told_at_once(desk: Desk) -> None:
     assert "Connection refused" in json.loads(run.out)["error"]
 
 
+@contextmanager
+def scripted(*answers: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """Answer one request after another with these bytes; yield the address and the requests' heads as they come."""
+    heads: list[bytes] = []
+
+    def serve(listener: socket.socket) -> None:
+        for answer in answers:
+            with suppress(OSError), listener.accept()[0] as sock:
+                heads.append(sock.recv(65536))
+                sock.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", heads
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_service_that_asks_to_come_again_is_asked_again_within_patience() -> None:
+    full = (
+        b"HTTP/1.1 503 SERVICE UNAVAILABLE\r\nRetry-After: 1\r\nContent-Type: application/problem+json\r\n"
+        b'Content-Length: 46\r\n\r\n{"error_code": "queue_full", "detail": "full"}'
+    )
+    fine = (
+        b"HTTP/1.1 200 OK\r\nX-Request-ID: 1\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n"
+        b'{"tasks": []}'
+    )
+    told: list[ClientError] = []
+    with scripted(full, fine) as (url, heads):
+        began = time.monotonic()
+        assert Client(url, on_trouble=told.append).tasks() == []
+        assert time.monotonic() - began >= 1
+        assert [str(error) for error in told] == ["full"] and len(heads) == 2
+    with scripted(full, fine) as (url, heads), pytest.raises(ServiceError) as refused:
+        Client(url, patience=0.5).tasks()
+    assert (refused.value.code, refused.value.retry_after, refused.value.exit_status) == ("queue_full", 1, client.LATER)
+    other = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n<p/>"
+    with scripted(other) as (url, heads), pytest.raises(ClientError, match="not the address of a Live Avatar service"):
+        Client(url).tasks()
+
+
 # --- connections that break -------------------------------------------------------------------------------------------
 
 
@@ -471,28 +511,14 @@ def test_the_key_is_in_no_process_list_and_goes_to_no_other_host(desk: Desk, tmp
         read_until(started.stderr.fileno(), b"generating")
         assert KEY.encode() not in Path(f"/proc/{started.pid}/cmdline").read_bytes()
         started.kill()
-    heads: list[bytes] = []
-
-    def answer(listener: socket.socket, text: bytes) -> None:
-        with listener.accept()[0] as sock:
-            heads.append(sock.recv(65536))
-            sock.sendall(text)
-
-    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as other:
-        there = f"http://127.0.0.1:{other.getsockname()[1]}"
+    with scripted(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok") as (there, strange):
         moved = f"HTTP/1.1 307 Moved\r\nLocation: {there}/x\r\nContent-Length: 0\r\n\r\n".encode()
-        threading.Thread(target=answer, args=(first, moved), daemon=True).start()
-        own = Client(f"http://127.0.0.1:{first.getsockname()[1]}", KEY, patience=0)
-        with pytest.raises(ServiceError, match=there):  # told, not followed
-            own.tasks()
-        threading.Thread(
-            target=answer, args=(other, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"), daemon=True
-        ).start()
-        own._append(f"{there}/elsewhere.mp4", tmp_path / "part")
-        assert KEY.encode() in heads[0] and KEY.encode() not in heads[1]
-        other.settimeout(0.1)
-        with pytest.raises(TimeoutError):
-            other.accept()
+        with scripted(moved) as (here, own):
+            with pytest.raises(ServiceError, match=there):  # told, not followed
+                Client(here, KEY, patience=0).tasks()
+            assert KEY.encode() in own[0] and not strange
+            Client(here, KEY, patience=0)._append(f"{there}/elsewhere.mp4", tmp_path / "part")
+            assert len(strange) == 1 and KEY.encode() not in strange[0]
     with pytest.raises(ClientError) as refused:
         Client(api_key=f"{KEY}\n")
     assert KEY not in str(refused.value)
