@@ -17,6 +17,7 @@ from tasks import drain
 from tasks.trouble import DataRefused
 from utils.failpoint import arm
 from web import answers, callers, command_app, commands, docs, errors, generate, headers, requests, results, tasks
+from web.answers import Shown
 from web.auth import Authenticator
 from web.callers import Need
 from web.inputs import Inputs
@@ -35,7 +36,7 @@ class Parts:
     settings: Settings
     manager: TaskManager
     inputs: Inputs
-    waiting: Waiting
+    waiting: Waiting[Shown]
     links: Links
     page: Page
 
@@ -159,9 +160,9 @@ def _serve(settings: Settings, manager: TaskManager | None) -> Flask:
     app = _with_commands(settings)
     app.url_map.merge_slashes = False
     app.config.update(TRUSTED_HOSTS=list(settings.http.trusted_hosts) or None, BODY_SECONDS=settings.http.body_seconds)
-    waiting = Waiting(manager.store.changes, settings.http.max_waiters)
-    app.extensions |= {"task_manager": manager, "waiting": waiting}
     inputs, links = Inputs(settings.inputs, manager), _links(settings, manager)
+    waiting = _waiting(manager, links, settings.http.max_waiters)
+    app.extensions |= {"task_manager": manager, "waiting": waiting}
     page = Page(app, settings, manager.engine_titles().items())
     app.extensions["parts"] = Parts(settings, manager, inputs, waiting, links, page)
     for part in (errors, requests, generate):
@@ -176,6 +177,13 @@ def _serve(settings: Settings, manager: TaskManager | None) -> Flask:
     if settings.http.trusted_proxies:
         app.wsgi_app = TrustedProxies(app.wsgi_app, settings.http.trusted_proxies)  # type: ignore[method-assign]
     return app
+
+
+def _waiting(manager: TaskManager, links: Links, max_waiters: int) -> Waiting[Shown]:
+    """Who waits for a task may see it: that is found out before."""
+    return Waiting(
+        manager.store.changes, manager.tags, lambda task_id: Shown(manager.view(task_id, None), links), max_waiters
+    )
 
 
 def _links(settings: Settings, manager: TaskManager) -> Links:

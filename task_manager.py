@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -109,6 +109,11 @@ class TaskView:
     queue_position: int | None
     eta_seconds: float | None
     expires_at: datetime | None = None
+
+    @property
+    def tag(self) -> str:
+        """It changes with the row and with the position, not with the clock."""
+        return _tag(self.task.version, self.queue_position or 0)
 
 
 class TaskManager:
@@ -283,6 +288,10 @@ class TaskManager:
         """Return up to `limit` of a tenant's (None: of all) tasks, newest first, of any of `statuses` (none: all)."""
         return [self._view(*found) for found in self.store.page(tenant, statuses, limit, before_seq)]
 
+    def tags(self, task_ids: Collection[str]) -> dict[str, str]:
+        """Return the tags of those of `task_ids` that there are, of one moment."""
+        return {task_id: _tag(*moment) for task_id, moment in self.store.moments(list(task_ids)).items()}
+
     def _view(self, task: Task, ahead: Backlog) -> TaskView:
         if task.status is not Status.QUEUED:
             return TaskView(task, None, task.eta_seconds, self.retention.expires_at(task.finish_time))
@@ -292,12 +301,16 @@ class TaskManager:
 
     def log_file(self, task: Task) -> Path | None:
         """Return the engine's log of the latest attempt, None while there is none. Raises TaskGone if expired."""
-        path = self.folders.attempt(task.id, task.attempt) / LOG_FILE
+        path = self.log_path(task.id, task.attempt)
         if path.is_file():
             return path
         if task.status.ended and task.attempt and not self.folders.attempts(task.id).exists():
             raise TaskGone
         return None
+
+    def log_path(self, task_id: str, attempt: int) -> Path:
+        """Return where the engine's log of an attempt lies, or will."""
+        return self.folders.attempt(task_id, attempt) / LOG_FILE
 
     def result_file(self, task: Task, name: str) -> Path:
         """Return a published file. Raises ResultNotReady, or FileNotFoundError for a name that was not published."""
@@ -341,6 +354,10 @@ class TaskManager:
             except LostRace:
                 continue  # it started, told progress or ended in between: look again
         raise LostRace(f"task {task_id} changed {_RACES} times while it was to be deleted")
+
+
+def _tag(version: int, position: int) -> str:
+    return f"{version}-{position}"
 
 
 def _portrait(submission: Submission) -> Portrait:

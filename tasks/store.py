@@ -7,13 +7,13 @@ lost its attempt learns it from its next word.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, and_, func, insert, select, union_all, update
+from sqlalchemy import Column, Connection, Row, and_, func, insert, select, union_all, update
 
 from tasks import quotas
 from tasks.condition import Condition
@@ -236,12 +236,16 @@ class Store:
 
     def known(self, task_ids: Sequence[str]) -> set[str]:
         """Return those of `task_ids` that have a row."""
-        found: set[str] = set()
         with self._engine.begin() as db:
-            for start in range(0, len(task_ids), _AT_ONCE):
-                some = task_ids[start : start + _AT_ONCE]
-                found |= set(db.execute(select(tasks.c.id).where(tasks.c.id.in_(some))).scalars())
-        return found
+            return {row.id for row in _of(db, task_ids, tasks.c.id)}
+
+    def moments(self, task_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Return, of those of `task_ids` that have a row, the version and the position in the queue, 0 for none."""
+        with self._engine.begin() as db:
+            found = list(_of(db, task_ids, tasks.c.id, tasks.c.seq, tasks.c.version, tasks.c.status))
+            queued = {row.seq for row in found if row.status == Status.QUEUED.value}
+            places = read_line(db, self._now()).places(queued) if queued else {}
+            return {row.id: (row.version, places.get(row.seq, 0)) for row in found}
 
     # --- the life of a task --------------------------------------------------------------------------------------
 
@@ -371,3 +375,9 @@ class Store:
         queued = {task.seq for task in found if task.status is Status.QUEUED}
         ahead = read_line(db, self._now()).before(queued) if queued else {}
         return [ahead.get(task.seq, NOTHING_AHEAD) for task in found]
+
+
+def _of(db: Connection, task_ids: Sequence[str], *columns: Column[Any]) -> Iterator[Row[Any]]:
+    """Yield these columns of those of `task_ids` that have a row."""
+    for start in range(0, len(task_ids), _AT_ONCE):
+        yield from db.execute(select(*columns).where(tasks.c.id.in_(task_ids[start : start + _AT_ONCE])))

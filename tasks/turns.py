@@ -71,6 +71,10 @@ class Line:
             seconds[turn.engine, turn.profile] += turn.work_seconds
         return found
 
+    def places(self, wanted: Collection[int]) -> dict[int, int]:
+        """Return the position, from 1, of each of the tasks numbered `wanted`; those that do not wait are left out."""
+        return {turn.seq: number for number, turn in enumerate(self.waiting, 1) if turn.seq in wanted}
+
     def before_new(self, priority: int, tenant: str) -> Backlog:
         """Return what will stand before a task that is submitted now."""
         own = sum(turn.tenant == tenant and turn.urgency == -priority for turn in self.waiting)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 from flask import Response
@@ -42,6 +43,27 @@ _PRIORITY_NAMES: Mapping[Priority, PriorityName] = {
     Priority.NORMAL: "normal",
     Priority.HIGH: "high",
 }
+
+
+class Shown:
+    """A task as it was seen, and as all are told of it who see it at that moment."""
+
+    def __init__(self, view: TaskView, links: Links) -> None:
+        self.view, self._links = view, links
+
+    @property
+    def tag(self) -> str:
+        """Return what the entity tag says."""
+        return self.view.tag
+
+    @property
+    def ended(self) -> bool:
+        return self.view.task.status.ended
+
+    @cached_property
+    def body(self) -> str:
+        """Return the task as JSON."""
+        return task_answer(self.view, self._links).model_dump_json(by_alias=True)
 
 
 def respond(answer: Answer, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import time
+from dataclasses import dataclass
 from functools import partial
 
 import click
@@ -92,26 +93,40 @@ def _wait(timeout: float) -> None:
     click.echo("no task is running")
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """How many tasks are being worked on."""
+
+    tasks: int
+
+    @property
+    def tag(self) -> str:
+        return str(self.tasks)
+
+
 def _wait_for_none(manager: TaskManager, deadline: float) -> int:
     """Return how many tasks run when none does or the deadline has come; say now and then how many still do."""
-    waiting, running, tell_at = Waiting(manager.store.changes, max_waiters=1), _running(manager), 0.0
+    waiting = Waiting(
+        manager.store.changes, lambda keys: dict.fromkeys(keys, _look(manager).tag), lambda _: _look(manager), 1
+    )
+    running, tell_at = _look(manager), 0.0
     try:
-        while running and (left := deadline - (now := time.monotonic())) > 0:
+        while running.tasks and (left := deadline - (now := time.monotonic())) > 0:
             if now >= tell_at:
-                click.echo(f"{_tasks(running)} still running")
+                click.echo(f"{_tasks(running.tasks)} still running")
                 tell_at = now + _TELL_SECONDS
             before, seconds = running, min(left, _LOOK_SECONDS)
-            running, _ = waiting.until(lambda: _running(manager), partial(operator.ne, before), seconds)
+            running, _ = waiting.until("", partial(operator.ne, before), seconds)
             tell_at = tell_at if running == before else 0.0
     finally:
         waiting.stop()
-    return running
+    return running.tasks
 
 
-def _running(manager: TaskManager) -> int:
-    """Return how many tasks are being worked on; nobody may be there to notice that a runner has died."""
+def _look(manager: TaskManager) -> _Running:
+    """Count them; nobody may be there to notice that a runner has died."""
     held = manager.folders.is_held
-    return sum(held(task.id, task.attempt) for task in manager.store.processing())
+    return _Running(sum(held(task.id, task.attempt) for task in manager.store.processing()))
 
 
 def _tell_status() -> None:

@@ -14,6 +14,7 @@ from task_manager import TaskManager, TaskUnknown, TaskView
 from tasks.model import Status, Task
 from utils.file_handler import open_under
 from web import answers
+from web.answers import Shown
 from web.callers import seen_tenant
 from web.errors import invalid
 from web.links import Links
@@ -37,35 +38,27 @@ def known_id(task_id: str) -> str:
     return task_id
 
 
-def tag_of(view: TaskView) -> str:
-    """Return what the entity tag says: it changes with the row and with the position, not with the clock."""
-    return f"{view.task.version}-{view.queue_position or 0}"
-
-
-def show(manager: TaskManager, waiting: Waiting, links: Links, task_id: str) -> Response:
+def show(manager: TaskManager, waiting: Waiting[Shown], links: Links, task_id: str) -> Response:
     """Answer with the task, at once or when it has changed, or with 304."""
     seconds = parse_query(TaskQuery).wait
-    tenant, sent = seen_tenant(), request.if_none_match
-    view = manager.view(known_id(task_id), tenant)
-    turned_away = False
+    sent = request.if_none_match
+    now, turned_away = Shown(manager.view(known_id(task_id), seen_tenant()), links), False
     if seconds is not None:
-        since = tag_of(view)
+        since = now.tag
 
-        def changed(now: TaskView) -> bool:
-            return not (sent.contains_weak(tag_of(now)) if sent else tag_of(now) == since)
+        def changed(now: Shown) -> bool:
+            return not (sent.contains_weak(now.tag) if sent else now.tag == since)
 
-        view, turned_away = waiting.until(
-            lambda: manager.view(task_id, tenant), lambda now: now.task.status.ended or changed(now), seconds
-        )
-    return _task_response(view, links, turned_away)
+        now, turned_away = waiting.until(task_id, lambda now: now.ended or changed(now), seconds)
+    return _task_response(now, turned_away)
 
 
-def _task_response(view: TaskView, links: Links, turned_away: bool) -> Response:
+def _task_response(shown: Shown, turned_away: bool) -> Response:
     headers = {}
-    if not view.task.status.ended:
-        headers["Retry-After"] = str(TURNED_AWAY_SECONDS if turned_away else _ask_again(view))
-    response = answers.respond(answers.task_answer(view, links), headers=headers)
-    response.set_etag(tag_of(view), weak=True)
+    if not shown.ended:
+        headers["Retry-After"] = str(TURNED_AWAY_SECONDS if turned_away else _ask_again(shown.view))
+    response = answers.respond_text(shown.body, 200, headers)
+    response.set_etag(shown.tag, weak=True)
     response.make_conditional(request)
     return response
 
@@ -119,8 +112,8 @@ def log(manager: TaskManager, task_id: str) -> Response:
     return Response(text, headers=headers, content_type="text/plain; charset=utf-8")
 
 
-def read_log(path: Path, offset: int) -> tuple[bytes, int]:
-    """Return up to LOG_BYTES of a log from byte `offset`, and the offset behind them.
+def read_log(path: Path, offset: int, most: int = LOG_BYTES) -> tuple[bytes, int]:
+    """Return up to `most` bytes of a log from byte `offset`, and the offset behind them.
 
     A log that is shorter than `offset` is that of a new attempt, and is read from its beginning. A character whose
     last bytes are not written yet is left for the next time.
@@ -129,11 +122,11 @@ def read_log(path: Path, offset: int) -> tuple[bytes, int]:
         if offset > os.fstat(file.fileno()).st_size:
             offset = 0
         file.seek(offset)
-        text = _whole_characters(file.read(LOG_BYTES))
+        text = whole_characters(file.read(most))
     return text, offset + len(text)
 
 
-def _whole_characters(text: bytes) -> bytes:
+def whole_characters(text: bytes) -> bytes:
     for cut in range(1, min(4, len(text)) + 1):
         byte = text[-cut]
         if 0xC0 <= byte < 0xF8:  # the first byte of a character of 2 to 4 bytes

@@ -1,7 +1,10 @@
-"""Long polls: many requests that wait for a change, one thread that looks for one.
+"""Long polls and event streams: many requests that wait for a change of their task, one thread that looks for one.
 
 A runner, or another web process, changes a row; SQLite tells of it by a counter (`Store.changes`). One thread in each
-web process reads it every 50 ms while anyone waits, and wakes all waiters, who look whether the change was theirs.
+web process reads it every 50 ms while anyone waits. When it has moved, that thread reads the tags of all tasks that
+are waited for at once, and wakes those whose task has another than they saw: of 200 who wait, a task that reports
+progress several times a second wakes its own. Those look at it once for all of them, so that 200 who watch one task
+cost one look a change. The same thread measures the logs that streams follow; a log that grows changes no row.
 """
 
 from __future__ import annotations
@@ -9,44 +12,145 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 log = logging.getLogger("web")
 
-T = TypeVar("T")
-
 LOOK_SECONDS = 0.05
+LOG_SECONDS = 0.25
+"""How often logs are measured; what an engine writes meanwhile goes out together."""
+
 RECOVERY_SECONDS = 1.0
-"""Pause after the counter could not be read."""
+"""Pause after the counter, or the tags, could not be read."""
 
 
-class Waiting:
-    """Holds up to `max_waiters` requests. The thread starts with the first of them."""
+class Seen(Protocol):
+    """What there is to see under a key; it has changed where its tag has."""
 
-    def __init__(self, changes: Callable[[], Callable[[], bool]], max_waiters: int) -> None:
-        self._changes, self._max_waiters = changes, max_waiters
+    @property
+    def tag(self) -> str: ...
+
+
+S = TypeVar("S", bound=Seen)
+
+
+class _Look(Generic[S]):
+    """One look, made by the first who asks, for all whom the same change woke."""
+
+    def __init__(self, look: Callable[[], S]) -> None:
+        self._look, self._lock = look, threading.Lock()
+        self._seen: S | None = None
+
+    def seen(self) -> S:
+        """Return what there is to see. Raises whatever looking raises, and then each who asks looks again."""
+        with self._lock:
+            if self._seen is None:
+                self._seen = self._look()
+            return self._seen
+
+
+class Place(Generic[S]):
+    """The place of one who waits. It looks (`see`), then waits for a change of what it saw (`wait`), and so on."""
+
+    def __init__(
+        self, key: str, look: _Look[S], stopped: Callable[[], bool], leave: Callable[[Place[S]], None]
+    ) -> None:
+        self.key = key
+        self.tag: str | None = None
+        self.log: tuple[Path, int] | None = None
+        self._look: _Look[S] | None = look
+        self._seen: S
+        self._stopped, self._leave = stopped, leave
+        self._lock = threading.Lock()
+        self._woken = threading.Event()
+
+    def see(self) -> S:
+        """Return what there is to see; without looking again where nothing but the log has changed."""
+        with self._lock:
+            look, self._look = self._look, None
+        if look is not None:
+            self._seen = look.seen()
+            self.tag = self._seen.tag
+        return self._seen
+
+    def wait(self, seconds: float, log: tuple[Path, int] | None = None) -> bool:
+        """Wait until it is no more as it was seen, or `log` has another size than this; return False if it still is.
+
+        A change between the look and the wait ends the wait at once. It may end without one.
+        """
+        self.log = log
+        woken = self._woken.wait(max(seconds, 0.0))
+        self._woken.clear()  # before the next look: whatever changes after that wakes again
+        return woken and not self._stopped()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether all waiting is over."""
+        return self._stopped()
+
+    def wake(self, look: _Look[S] | None = None) -> None:
+        """End the wait, or the next one; with a look, what there is to see has changed."""
+        if look is not None:
+            with self._lock:
+                self._look = look
+        self._woken.set()
+
+    def leave(self) -> None:
+        """Give the place back; a second time does nothing."""
+        self._leave(self)
+
+
+class Waiting(Generic[S]):
+    """Holds up to `max_waiters` requests. The thread starts with the first of them.
+
+    `look` sees what there is under a key, `tags` gives the tags of many keys at once, without those that are gone.
+    """
+
+    def __init__(
+        self,
+        changes: Callable[[], Callable[[], bool]],
+        tags: Callable[[Collection[str]], Mapping[str, str]],
+        look: Callable[[str], S],
+        max_waiters: int,
+    ) -> None:
+        self._changes, self._tags, self._look, self._max_waiters = changes, tags, look, max_waiters
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._waiters = 0
-        self._changed = 0
+        self._places: set[Place[S]] = set()
         self._stopped = False
         self._closing: Callable[[], bool] = lambda: False
 
-    def until(self, look: Callable[[], T], enough: Callable[[T], bool], seconds: float) -> tuple[T, bool]:
-        """Return what `look` sees once that is `enough`, or what it saw last when `seconds` are over.
+    def until(self, key: str, enough: Callable[[S], bool], seconds: float) -> tuple[S, bool]:
+        """Return what there is to see once that is `enough`, or what was seen last when `seconds` are over.
 
-        The second value is true where the answer came at once because too many wait already. Whatever `look` raises
+        The second value is true where the answer came at once because too many wait already. Whatever looking raises
         ends the wait.
         """
         deadline = time.monotonic() + seconds
-        with self._a_place() as admitted:
+        with self._one_place(key) as place:
+            if place is None:
+                return self._look(key), True
             while True:
-                before = self._changed  # read before looking, so that no change falls between look and wait
-                seen = look()
-                if not admitted or enough(seen) or not self._next_change(before, deadline):
-                    return seen, not admitted
+                seen = place.see()
+                if enough(seen) or not place.wait(deadline - time.monotonic()):
+                    return seen, False
+
+    def take(self, key: str) -> Place[S] | None:
+        """Return a place, to be left by the caller; None where too many wait already."""
+        with self._condition:
+            if len(self._places) >= self._max_waiters:
+                return None
+            place = Place(key, self._new_look(key), lambda: self._stopped, self._leave)
+            self._places.add(place)
+            if self._stopped:
+                place.wake()
+            self._start()
+            self._condition.notify_all()
+            return place
 
     def stop_when(self, closing: Callable[[], bool]) -> None:
         """Stop by itself once `closing` is true: a server that shuts down waits for its requests, and so for ours."""
@@ -57,27 +161,30 @@ class Waiting:
         with self._condition:
             self._stopped = True
             self._condition.notify_all()
+        for place in self._taken():
+            place.wake()
 
     @contextmanager
-    def _a_place(self) -> Iterator[bool]:
-        with self._condition:
-            admitted = self._waiters < self._max_waiters
-            self._waiters += admitted
-            if admitted:
-                self._start()
-                self._condition.notify_all()
+    def _one_place(self, key: str) -> Iterator[Place[S] | None]:
+        place = self.take(key)
         try:
-            yield admitted
+            yield place
         finally:
-            with self._condition:
-                self._waiters -= admitted
+            if place is not None:
+                place.leave()
 
-    def _next_change(self, before: int, deadline: float) -> bool:
-        """Wait for a change after number `before`; return False when there is none in time."""
+    def _leave(self, place: Place[S]) -> None:
         with self._condition:
-            left = deadline - time.monotonic()
-            self._condition.wait_for(lambda: self._stopped or self._changed != before, max(left, 0.0))
-            return not self._stopped and self._changed != before
+            self._places.discard(place)
+
+    def _taken(self) -> list[Place[S]]:
+        with self._condition:
+            return list(self._places)
+
+    def _new_look(self, key: str) -> _Look[S]:
+        return _Look(partial(self._look, key))
+
+    # --- the thread ----------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
@@ -86,18 +193,21 @@ class Waiting:
 
     def _watch(self) -> None:
         changed: Callable[[], bool] | None = None
+        measured = 0.0
         while self._wanted():
+            pause = LOOK_SECONDS
             try:
                 changed = changed or self._changes()
-                news, pause = changed(), LOOK_SECONDS
+                if changed():
+                    self._wake_changed()
             except Exception:
-                # Without its counter a waiter sees a change late, when it looks by itself: better than never.
+                # Without counter or tags all look for themselves, and late: better than never.
                 log.exception("changes cannot be seen")
-                changed, news, pause = None, True, RECOVERY_SECONDS
-            if news:
-                with self._condition:
-                    self._changed += 1
-                    self._condition.notify_all()
+                changed, pause = None, RECOVERY_SECONDS
+                self._wake(self._taken())
+            if time.monotonic() >= measured + LOG_SECONDS:
+                measured = time.monotonic()
+                self._wake_readers()
             time.sleep(pause)
 
     def _wanted(self) -> bool:
@@ -105,5 +215,35 @@ class Waiting:
         if self._closing():
             self.stop()
         with self._condition:
-            self._condition.wait_for(lambda: self._stopped or self._waiters > 0)
+            self._condition.wait_for(lambda: self._stopped or bool(self._places))
             return not self._stopped
+
+    def _wake_changed(self) -> None:
+        places = self._taken()
+        now = self._tags({place.key for place in places})
+        # One that has not looked yet has no tag, and so looks once more than it must.
+        self._wake([place for place in places if place.tag != now.get(place.key)])
+
+    def _wake(self, places: Collection[Place[S]]) -> None:
+        looks = {key: self._new_look(key) for key in {place.key for place in places}}
+        for place in places:
+            place.wake(looks[place.key])
+
+    def _wake_readers(self) -> None:
+        sizes: dict[Path, int] = {}
+        for place in self._taken():
+            if place.log is None:
+                continue
+            path, known = place.log
+            if path not in sizes:
+                sizes[path] = size_of(path)
+            if sizes[path] != known:
+                place.wake()
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file; none where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from tasks.model import Event, Facts, Phase, Task
 from tests.web.conftest import Service
 from tests.web.servers import get, gunicorn
 from web.tasks import TURNED_AWAY_SECONDS
-from web.waiting import Waiting
+from web.waiting import Place, Waiting
 
 SOON = 5.0
 """Seconds within which a wait of 60 s must have ended; on a busy machine too."""
@@ -98,11 +100,28 @@ def test_a_task_that_is_deleted_meanwhile_is_gone(service: Service) -> None:
 # --- the mechanism ----------------------------------------------------------------------------------------------------
 
 
-class Counter:
-    """Stands for the database's counter of commits."""
+@dataclass(frozen=True)
+class Value:
+    """What a key has."""
+
+    number: int
+
+    @property
+    def tag(self) -> str:
+        return str(self.number)
+
+
+class Table:
+    """Stands for the database: numbers under keys, and its counter of commits."""
 
     def __init__(self) -> None:
-        self.value, self.reads, self.broken = 0, 0, False
+        self.values, self.commits = dict[str, int](), 0
+        self.reads, self.looks, self.asked = 0, Counter[str](), list[set[str]]()
+        self.broken = False
+
+    def put(self, key: str, number: int) -> None:
+        self.values[key] = number
+        self.commits += 1
 
     def changes(self) -> Callable[[], bool]:
         seen = -1
@@ -112,85 +131,167 @@ class Counter:
             self.reads += 1
             if self.broken:
                 raise OSError("the disk is gone")
-            seen, before = self.value, seen
+            seen, before = self.commits, seen
             return seen != before
 
         return changed
 
+    def tags(self, keys: Collection[str]) -> dict[str, str]:
+        self.asked.append(set(keys))
+        return {key: self.look(key).tag for key in keys}
 
-def test_a_change_between_the_look_and_the_wait_is_not_missed() -> None:
-    counter = Counter()
-    waiting = Waiting(counter.changes, 1)
+    def look(self, key: str) -> Value:
+        return Value(self.values.get(key, 0))
 
-    def look_slowly() -> int:
-        seen = counter.value
-        if not seen:
-            counter.value, reads = 1, counter.reads
-            while counter.reads < reads + 2:  # until the change was noticed, while this look is still under way
+    def look_counted(self, key: str) -> Value:
+        self.looks[key] += 1
+        return self.look(key)
+
+    def waiting(self, max_waiters: int) -> Waiting[Value]:
+        return Waiting(self.changes, self.tags, self.look_counted, max_waiters)
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+@pytest.fixture
+def wait_with(table: Table) -> Iterator[Callable[[int], Waiting[Value]]]:
+    made: list[Waiting[Value]] = []
+
+    def make(max_waiters: int) -> Waiting[Value]:
+        made.append(table.waiting(max_waiters))
+        return made[-1]
+
+    yield make
+    for waiting in made:
+        waiting.stop()
+
+
+Make = Callable[[int], Waiting[Value]]
+
+
+def not_zero(value: Value) -> bool:
+    return value.number != 0
+
+
+def test_a_change_between_the_look_and_the_wait_is_not_missed(table: Table, wait_with: Make) -> None:
+    def enough(seen: Value) -> bool:
+        if not seen.number:
+            table.put("a", 1)
+            reads = table.reads
+            while table.reads < reads + 2:  # until the change was noticed, while this look is still under way
                 time.sleep(0.01)
-        return seen
+        return seen.number == 1
 
     began = time.monotonic()
-    assert waiting.until(look_slowly, bool, 60) == (1, False)
+    assert wait_with(1).until("a", enough, 60) == (Value(1), False)
     assert time.monotonic() - began < SOON
-    waiting.stop()
 
 
-def test_the_counter_is_read_by_one_thread_whatever_the_number_of_waiters() -> None:
-    counter = Counter()
-    waiting = Waiting(counter.changes, 50)
-    began = time.monotonic()
+def test_the_counter_is_read_by_one_thread_whatever_the_number_of_waiters(table: Table, wait_with: Make) -> None:
+    waiting, began = wait_with(50), time.monotonic()
     with ThreadPoolExecutor(50) as pool:
-        for _ in pool.map(lambda _: waiting.until(lambda: 0, bool, 0.5), range(50)):
+        for _ in pool.map(lambda _: waiting.until("a", not_zero, 0.5), range(50)):
             pass
     elapsed = time.monotonic() - began
-    assert 1 <= counter.reads <= elapsed / 0.05 + 2
-    waiting.stop()
+    assert 1 <= table.reads <= elapsed / 0.05 + 2
 
 
-def test_a_counter_that_fails_for_a_while_does_not_end_the_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def settled(table: Table, places: list[Place[Value]]) -> None:
+    """Let all have seen what there is, and no wake be on its way."""
+    for place in places:
+        place.see()
+    reads = table.reads
+    until(lambda: table.reads >= reads + 2)
+    for place in places:
+        place.wait(0)
+        place.see()
+    table.looks.clear()
+
+
+def test_a_change_wakes_those_alone_whose_key_has_changed_and_they_look_once_together(
+    table: Table, wait_with: Make
+) -> None:
+    waiting = wait_with(60)
+    mine = [place for _ in range(50) if (place := waiting.take("a"))]
+    others = [place for _ in range(10) if (place := waiting.take("b"))]
+    assert waiting.take("a") is None
+    settled(table, mine + others)
+    table.put("a", 1)
+    for place in mine:
+        assert place.wait(SOON)
+        assert place.see() == Value(1)
+    assert table.looks == {"a": 1}
+    assert not any(place.wait(0) for place in others)
+    assert table.asked[-1] == {"a", "b"}
+
+
+def test_a_log_that_grows_wakes_without_a_look(table: Table, wait_with: Make, tmp_path: Path) -> None:
+    waiting, path = wait_with(2), tmp_path / "log"
+    place = waiting.take("a")
+    assert place is not None
+    settled(table, [place])
+    timer = later(lambda: path.write_bytes(b"12345"))
+    assert place.wait(SOON, (path, 0))
+    timer.join()
+    assert place.see() == Value(0)
+    assert not place.wait(0.6, (path, 5))
+    assert not table.looks
+    place.leave()
+    assert waiting.take("a")
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_counter_that_fails_for_a_while_does_not_end_the_waits(
+    table: Table, wait_with: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("web.waiting.RECOVERY_SECONDS", 0.02)
-    counter = Counter()
-    counter.broken = True
-    waiting = Waiting(counter.changes, 1)
+    table.broken = True
 
     def recover() -> None:
-        counter.broken, counter.value = False, 1
+        table.put("a", 1)
+        table.broken = False
 
     timer = later(recover)
-    assert waiting.until(lambda: counter.value, bool, SOON) == (1, False)
+    assert wait_with(1).until("a", not_zero, SOON) == (Value(1), False)
     timer.join()
-    waiting.stop()
 
 
-def test_whoever_finds_no_place_is_answered_at_once() -> None:
-    waiting = Waiting(Counter().changes, 0)
+def test_whoever_finds_no_place_is_answered_at_once(wait_with: Make) -> None:
     began = time.monotonic()
-    assert waiting.until(lambda: 0, bool, 60) == (0, True)
+    assert wait_with(0).until("a", not_zero, 60) == (Value(0), True)
     assert time.monotonic() - began < SOON
 
 
-def test_a_place_is_free_again_after_a_wait_that_failed() -> None:
-    waiting = Waiting(Counter().changes, 1)
+def test_a_place_is_free_again_after_a_wait_that_failed(table: Table, wait_with: Make) -> None:
+    waiting = wait_with(1)
 
-    def fail() -> int:
+    def fail(_: Value) -> bool:
         raise LookupError
 
     for _ in range(3):
         with pytest.raises(LookupError):
-            waiting.until(fail, bool, 60)
-    assert waiting.until(lambda: 1, bool, 60) == (1, False)
-    waiting.stop()
+            waiting.until("a", fail, 60)
+    table.put("a", 1)
+    assert waiting.until("a", not_zero, 60) == (Value(1), False)
 
 
-def test_stopping_ends_all_waits_and_lets_later_ones_end_at_once() -> None:
-    waiting = Waiting(Counter().changes, 4)
+def test_stopping_ends_all_waits_and_lets_later_ones_end_at_once(wait_with: Make) -> None:
+    waiting = wait_with(4)
     timer = later(waiting.stop)
     began = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda _: waiting.until(lambda: 0, bool, 60), range(4))) == [(0, False)] * 4
+        assert list(pool.map(lambda _: waiting.until("a", not_zero, 60), range(4))) == [(Value(0), False)] * 4
     timer.join()
-    assert waiting.until(lambda: 0, bool, 60) == (0, False)
+    assert waiting.until("a", not_zero, 60) == (Value(0), False)
     assert time.monotonic() - began < SOON
 
 
