@@ -16,7 +16,20 @@ from task_manager import TaskManager
 from tasks import drain
 from tasks.trouble import DataRefused
 from utils.failpoint import arm
-from web import answers, callers, command_app, commands, docs, errors, generate, headers, requests, results, tasks
+from web import (
+    answers,
+    callers,
+    command_app,
+    commands,
+    docs,
+    errors,
+    events,
+    generate,
+    headers,
+    requests,
+    results,
+    tasks,
+)  # fmt: skip
 from web.answers import Shown
 from web.auth import Authenticator
 from web.callers import Need
@@ -70,6 +83,11 @@ def get_log(task_id: str) -> Response:
     return tasks.log(parts().manager, task_id)
 
 
+def get_events(task_id: str) -> Response:
+    parse_query(NoQuery)
+    return events.stream(parts().manager, parts().waiting, parts().settings.http.heartbeat_seconds, task_id)
+
+
 def get_tasks() -> Response:
     return tasks.page(parts().manager, parts().links)
 
@@ -113,6 +131,7 @@ ROUTES: tuple[tuple[str, str, Need, Callable[..., Response]], ...] = (
     ("GET", "/api/v1/task/<task_id>", "read", get_task),
     ("DELETE", "/api/v1/task/<task_id>", "generate", delete_task),
     ("GET", "/api/v1/task/<task_id>/log", "read", get_log),
+    ("GET", "/api/v1/task/<task_id>/events", "read", get_events),
     ("GET", "/api/v1/tasks", "read", get_tasks),
     ("GET", "/results/<task_id>/<name>", "link", get_result),
     ("GET", "/api/v1/health", "open", get_health),

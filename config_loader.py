@@ -76,7 +76,8 @@ class InputSettings(_Section):
 
 
 class HttpSettings(_Section):
-    max_waiters: int = Field(64, ge=0)
+    max_waiters: int = Field(256, ge=0)
+    heartbeat_seconds: float = Field(15.0, gt=0)
     trusted_proxies: Networks = ()
     trusted_hosts: Hosts = ()
     body_seconds: float = Field(120.0, gt=0)

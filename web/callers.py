@@ -47,6 +47,19 @@ def seen_tenant() -> str | None:
     return _known().sees
 
 
+def still_admitted() -> bool:
+    """Say whether the request, long under way, would be let in again with what it may see."""
+    authenticator: Authenticator | None = g.get("authenticator")
+    if authenticator is None:
+        return True  # the address asks for nothing
+    try:
+        return authenticator.caller(request) == current_caller()
+    except Refused:
+        return False
+    except CannotTell:
+        return True  # known once, and asked again soon
+
+
 def _known() -> Caller:
     caller = current_caller()
     if caller is None:
@@ -106,7 +119,7 @@ def _admitter(authenticator: Authenticator, needs: Mapping[str, Need]) -> Callab
         if need is None or (need == "open" and not _sent_any()) or (need == "link" and request.args.get("signature")):
             return  # no such address; or the handler looks itself
         try:
-            g.caller = authenticator.caller(request)
+            g.caller, g.authenticator = authenticator.caller(request), authenticator
         except Refused:
             raise ApiError(Code.UNAUTHORIZED, "credentials are missing or not valid") from None
         except CannotTell:

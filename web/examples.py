@@ -76,6 +76,10 @@ _FAILED = _task(
     error="the GPU ran out of memory: choose a smaller size, or a larger GPU",
     log_excerpt="torch.OutOfMemoryError: CUDA out of memory.",
 )  # fmt: skip
+_EVENTS: Mapping[str, Json] = {
+    "a change": {"event": "task", "id": "12-0:1:0", "data": _RUNNING.model_dump_json(by_alias=True)},
+    "lines of the log": {"event": "log", "id": "12-0:1:80", "data": _LOG.rstrip("\n")},
+}
 _CANCELLED = _task(158, **_ENDED, status=Status.CANCELLED, progress=0.2, cancel_requested=True)
 _CANCELLING = _RUNNING.model_copy(update={"cancel_requested": True})
 _UNSTARTED = _task(1, status=Status.CANCELLED, phase=Phase.DONE, finish_time=_SUBMITTED + timedelta(seconds=1))
@@ -112,11 +116,11 @@ _DEGRADED: Json = {
 }  # fmt: skip
 
 
-def _plain(value: BaseModel | str) -> Any:
+def _plain(value: BaseModel | str | Json) -> Any:
     return value.model_dump(mode="json", by_alias=True) if isinstance(value, BaseModel) else value
 
 
-_REPLIES: Mapping[tuple[str, int], Mapping[str, BaseModel | str]] = {
+_REPLIES: Mapping[tuple[str, int], Mapping[str, BaseModel | str | Json]] = {
     ("generate", 201): {"as asked": _ACCEPTED, "lowered to what the hardware can do": _LOWERED},
     ("upload", 201): {
         "an image": wire.UploadAnswer(
@@ -133,6 +137,7 @@ _REPLIES: Mapping[tuple[str, int], Mapping[str, BaseModel | str]] = {
     ("deleteTask", 200): {"it was queued": _UNSTARTED},
     ("deleteTask", 202): {"it runs": _CANCELLING},
     ("getLog", 200): {"so far": _LOG},
+    ("getEvents", 200): _EVENTS,
     ("listTasks", 200): {
         "a page": wire.TasksAnswer(tasks=[_RUNNING, _COMPLETED], next_cursor="MjAyNjExMjI"),
         "none": wire.TasksAnswer(tasks=[], next_cursor=None),

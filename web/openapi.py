@@ -21,6 +21,10 @@ Json = dict[str, Any]
 BINARY: Json = {"type": "string", "format": "binary"}
 TEXT: Json = {"type": "string"}
 _INTEGER: Json = {"type": "integer"}
+_EVENT: Json = {
+    "description": "Each event of the stream.", "type": "object", "required": ["event", "id", "data"],
+    "properties": {"event": {"enum": ["task", "log"]}, "id": TEXT, "data": TEXT},
+}  # fmt: skip
 _HEADERS: Mapping[str, Json] = {
     "X-Request-ID": {"description": "The request's id, as in the log.", "schema": TEXT},
     "Location": {"description": "The task's address.", "schema": TEXT},
@@ -40,6 +44,10 @@ _REQUEST_HEADERS: Mapping[str, Json] = {
         "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     },
     "If-None-Match": {"description": "An entity tag; 304 while it holds.", "schema": TEXT},
+    "Last-Event-ID": {
+        "description": "The id of the last event that came: goes on behind it. Any other text: from the beginning.",
+        "schema": TEXT,
+    },
     "Range": {"description": "One range of bytes; any other is ignored.", "schema": TEXT},
 }
 _SCHEMES: Json = {
@@ -124,6 +132,19 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/api/v1/task/{task_id}/log"): Operation(
         id="getLog", need="read", says="The engine's log, from a byte on, also while it runs", query=wire.LogQuery,
         replies={200: Reply("Text, at most 1 MiB.", {"text/plain": TEXT}, ("X-Log-Offset",))},
+        errors=(400, 404, 410, 503, 507),
+    ),
+    ("GET", "/api/v1/task/{task_id}/events"): Operation(
+        id="getEvents", need="read", says="The task at each change and the lines of its log, as server-sent events",
+        headers=("Last-Event-ID",),
+        replies={
+            200: Reply(
+                "`task` has the task as GET returns it, `log` lines of the engine's log. A `task` that has ended comes "
+                "last. Comments show that the stream lives.",
+                {"text/event-stream": _EVENT},
+            ),
+            204: Reply("The event of that id told the end: there is nothing to come.", {}),
+        },
         errors=(400, 404, 410, 503, 507),
     ),
     ("GET", "/api/v1/tasks"): Operation(

@@ -3,6 +3,7 @@ request line or the header at fault, in the answer and in its log. Those may hol
 
 from __future__ import annotations
 
+import errno
 import ssl
 import uuid
 from collections.abc import Mapping
@@ -24,6 +25,13 @@ _STATUSES: Mapping[type[Exception], HTTPStatus] = {
 
 class Worker(ThreadWorker):  # type: ignore[misc]
     """Answers what is no proper request with problem details, and logs its kind alone."""
+
+    def handle_request(self, req: Any, conn: Any) -> bool:
+        """Called by gunicorn for each request. A client that takes nothing any more (web.events) has gone."""
+        try:
+            return bool(super().handle_request(req, conn))
+        except TimeoutError:
+            raise BrokenPipeError(errno.EPIPE, "the client does not read") from None
 
     def handle_error(self, req: Any, client: socket, addr: tuple[str, int] | None, exc: Exception) -> None:
         """Called by gunicorn for a request that never reached the application, or whose answer it could not send."""

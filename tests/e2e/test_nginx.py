@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from config_loader import load_settings
+from tasks.model import Event, Facts, Phase
 from tests.e2e.front import Answer, Front, free_port, nginx, rendered
 from tests.web.conftest import build, close, png, wav
 from tests.web.servers import gunicorn
@@ -142,6 +143,34 @@ def test_a_symlink_among_the_results_is_not_followed(front: Front) -> None:
         answer = front.ask(f"/results/{task.id}/video.mp4")
         assert answer.status in (403, 404), linked
         assert answer.problem()["error_code"] in ("forbidden", "not_found")
+
+
+# --- event streams ----------------------------------------------------------------------------------------------------
+
+
+def test_events_of_the_real_service_come_at_once_and_end_with_the_task(front: Front) -> None:
+    assert front.service is not None
+    store = front.service.manager.store
+    task = front.service.start(front.service.submit(9, tenant="acme"))
+    connection = http.client.HTTPConnection("127.0.0.1", front.port, timeout=30)
+    connection.request("GET", f"/api/v1/task/{task.id}/events", headers=front.own)
+    answer = connection.getresponse()
+    assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert answer.headers["Cache-Control"] == "no-store"
+
+    def read_until(text: bytes) -> None:
+        for line in iter(answer.readline, b""):
+            if text in line:
+                return
+        pytest.fail(f"the stream ended before {text!r}")
+
+    read_until(b'"status":"processing"')
+    store.report(task.id, 1, phase=Phase.GENERATING, progress=0.25, eta_seconds=9.0)
+    read_until(b'"progress":0.25')
+    store.finish(task.id, 1, Event.CANCEL, Facts())
+    read_until(b'"status":"cancelled"')
+    assert answer.read() == b"\n"
+    connection.close()
 
 
 # --- what nginx refuses -----------------------------------------------------------------------------------------------
