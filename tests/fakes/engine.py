@@ -55,6 +55,17 @@ def when_told() -> int:
     return copy()
 
 
+def live() -> int:
+    """Like when_told, and talk about it."""
+    done = 0
+    while not os.path.exists(os.environ["FAKE_GO"]):
+        done += 1
+        say("progress", phase="generating", done=done, total=done + 100)
+        print(f"step {done} is done", flush=True)
+        time.sleep(0.1)
+    return copy()
+
+
 def fail() -> int:
     print("loading weights")
     print(f"RuntimeError: no such file {OUTPUT}/weights.bin", file=sys.stderr)
