@@ -1,4 +1,5 @@
-"""gunicorn's settings: threads for long polls, and a scheduler thread in each worker, of which one at a time works.
+"""gunicorn's settings: threads for long polls and event streams, made when they are needed, and a scheduler thread in
+each worker, of which one at a time works.
 
 The application is not preloaded: a scheduler started in the master would be a dead thread in its workers. Its modules
 are, though: importing them takes longer than all else of a start, and the master's are shared by all workers, also by
