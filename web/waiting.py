@@ -24,6 +24,8 @@ LOOK_SECONDS = 0.05
 LOG_SECONDS = 0.25
 """How often logs are measured; what an engine writes meanwhile goes out together."""
 
+WOKEN_AT_ONCE, TURN_SECONDS = 16, 0.005
+
 RECOVERY_SECONDS = 1.0
 """Pause after the counter, or the tags, could not be read."""
 
@@ -226,19 +228,22 @@ class Waiting(Generic[S]):
 
     def _wake(self, places: Collection[Place[S]]) -> None:
         looks = {key: self._new_look(key) for key in {place.key for place in places}}
-        for place in places:
+        for place in _in_turns(places):
             place.wake(looks[place.key])
 
     def _wake_readers(self) -> None:
-        sizes: dict[Path, int] = {}
-        for place in self._taken():
-            if place.log is None:
-                continue
-            path, known = place.log
-            if path not in sizes:
-                sizes[path] = size_of(path)
-            if sizes[path] != known:
-                place.wake()
+        followed = [(place, *place.log) for place in self._taken() if place.log is not None]
+        sizes = {path: size_of(path) for path in {path for _, path, _ in followed}}
+        for place in _in_turns([place for place, path, known in followed if sizes[path] != known]):
+            place.wake()
+
+
+def _in_turns(places: Collection[Place[S]]) -> Iterator[Place[S]]:
+    """Yield all, with a pause after each few: woken at once, hundreds of threads would come before every request."""
+    for number, place in enumerate(places, 1):
+        yield place
+        if number % WOKEN_AT_ONCE == 0:
+            time.sleep(TURN_SECONDS)
 
 
 def size_of(path: Path) -> int:
