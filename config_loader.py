@@ -8,7 +8,7 @@ environment, nested keys joined by `__` (`AVATAR_QUEUE__MAX_QUEUED`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,11 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tasks.engine_limits import EngineLimits
+from tasks.engine_table import read_engine_table
 from tasks.policy import Policy, Quotas
-from tasks.profile import Engine, EngineTable
+from tasks.profile import EngineTable
 from utils.failpoint import FailPoint
 from utils.setting_types import Folders, Hosts, HttpsUrl, LongSecret, Names, Networks, Origins
-from utils.yaml_lines import Document, YamlError
+from utils.yaml_lines import FileError, read_document
 
 ROOT = Path(__file__).resolve().parent
 
@@ -250,71 +251,10 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
 
 def load_engines(settings: Settings) -> EngineTable:
     """Read the engine table that the settings name. Raises ConfigError naming the file's line and the key."""
-    path = _from_root(settings.engines.table)
-    document = _read_document(path)
     try:
-        parsed = _TableFile.model_validate(_with_names(document.values))
-    except ValidationError as error:
-        wrong = [(item["loc"], item["msg"].removeprefix("Value error, ")) for item in error.errors()]
-        raise ConfigError(_by_line(path, document, wrong)) from error
-    enabled = [engine for engine in parsed.engines.values() if engine.enabled]
-    if wrong := [*_wrong_names(parsed.engines), *_missing_scripts(enabled)]:
-        raise ConfigError(_by_line(path, document, wrong))
-    return EngineTable(tuple(enabled))
-
-
-class _TableFile(_Section):
-    engines: dict[str, Engine] = Field(min_length=1)
-
-
-_Loc = tuple[str | int, ...]
-
-
-def _with_names(raw: Any) -> Any:
-    """The file's form as the code's: an engine's name and its notes are keys there and values here."""
-    engines = raw.get("engines") if isinstance(raw, dict) else None
-    if not isinstance(engines, dict):
-        return {} if raw is None else raw
-    return {**raw, "engines": {name: _with_name(name, body) for name, body in engines.items()}}
-
-
-def _with_name(name: object, body: Any) -> Any:
-    if not isinstance(body, dict):
-        return body
-    notes = body.get("notes", {})
-    pairs = [{"code": code, "message": text} for code, text in notes.items()] if isinstance(notes, dict) else notes
-    return {"name": name, **body, "notes": pairs}
-
-
-def _wrong_names(engines: Mapping[str, Engine]) -> Iterator[tuple[_Loc, str]]:
-    for name, engine in engines.items():
-        if engine.name != name:
-            yield ("engines", name, "name"), "an engine's name is its key in the table"
-        seen: dict[str, int] = {}
-        for index, profile in enumerate(engine.profiles):
-            first = seen.setdefault(profile.name, index)
-            if first != index:
-                told = f"the name {profile.name!r} is used twice, first by profiles[{first}]"
-                yield ("engines", name, "profiles", index), told
-
-
-def _missing_scripts(engines: Iterable[Engine]) -> Iterator[tuple[_Loc, str]]:
-    for engine in engines:
-        for index, profile in enumerate(engine.profiles):
-            script = _from_root(Path(profile.script))
-            if not script.is_file():
-                told = "there is no such file"
-            elif not os.access(script, os.X_OK):
-                told = "the file is not executable"
-            else:
-                continue
-            yield ("engines", engine.name, "profiles", index, "script"), f"{profile.script}: {told}"
-
-
-def _by_line(path: Path, document: Document, wrong: Sequence[tuple[_Loc, str]]) -> str:
-    """Return the first errors, each as `engines.yaml:37: engines.a.profiles[0].gpus: what is wrong`."""
-    places = [(document.place(loc), text) for loc, text in wrong[:_MOST_ERRORS]]
-    return "; ".join(f"{path.name}:{place.line}: {place.path}: {text}" for place, text in places)
+        return read_engine_table(_from_root(settings.engines.table), ROOT)
+    except FileError as error:
+        raise ConfigError(str(error)) from error
 
 
 def engine_environment(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -362,23 +302,15 @@ def _profile_path(chosen: str) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    loaded = _read_document(path).values
+    try:
+        loaded = read_document(path).values
+    except FileError as error:
+        raise ConfigError(str(error)) from error
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path.name}:1: expected keys and values at the top")
     return loaded
-
-
-def _read_document(path: Path) -> Document:
-    try:
-        return Document(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8: {error.reason}") from error
-    except YamlError as error:
-        raise ConfigError(f"{path.name}:{error.line}: {error}") from error
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

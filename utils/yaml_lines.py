@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,6 +22,10 @@ class YamlError(ValueError):
     def __init__(self, line: int, text: str) -> None:
         super().__init__(text)
         self.line = line
+
+
+class FileError(ValueError):
+    """A file cannot be used; the text says which, where in it, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,18 @@ class Document:
             line = _line(mark)
             steps.append(key)
         return Place(line, _spelled(steps))
+
+
+def read_document(path: Path) -> Document:
+    """Read a file of one document. Raises FileError."""
+    try:
+        return Document(path.read_text("utf-8"))
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path}: not UTF-8: {error.reason}") from error
+    except YamlError as error:
+        raise FileError(f"{path.name}:{error.line}: {error}") from error
 
 
 def _step(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, yaml.Mark, str | int] | None:
