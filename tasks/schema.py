@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.types import TypeDecorator
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration; a test holds it against the migrations folder. Later ones sort after earlier ones."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -172,6 +172,16 @@ estimates = Table(
     Column("samples", Integer, nullable=False),
     Column("load_seconds", Float, nullable=False),
     Column("rate_factor", Float, nullable=False),
+)
+
+totals = Table(
+    "totals",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("engine", String(64), primary_key=True),
+    Column("profile", String(64), primary_key=True),
+    Column("label", String(32), primary_key=True),
+    Column("value", Float, nullable=False),
 )
 
 

@@ -49,11 +49,11 @@ def refusal(path: Path) -> str:
 
 
 def spoil(path: Path) -> None:
-    """Overwrite the second half, where rows lie; the list of tables still reads well."""
-    half = path.stat().st_size // 2
+    """Overwrite the end, where rows lie; the list of tables still reads well."""
+    size = path.stat().st_size
     with path.open("r+b") as file:
-        file.seek(half)
-        file.write(b"\xa5" * half)
+        file.seek(size - size // 6)
+        file.write(b"\xa5" * (size // 6))
 
 
 def cut(path: Path) -> None:
