@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Column, Connection, Row, and_, func, insert, select, union_all, update
 
-from tasks import quotas
+from tasks import quotas, totals
 from tasks.condition import Condition
 from tasks.disk import BALLAST_FILE, Ballast, Demand
 from tasks.drain import FACT as DRAIN
@@ -143,6 +143,7 @@ class Store:
             task = prepare(ahead, self._now())
             quotas.take(db, self._quotas, task, self._now())
             seq = db.execute(insert(tasks).values(row_from_task(task)).returning(tasks.c.seq)).scalar_one()
+            totals.add(db, totals.submission(task))
             task, position = replace(task, seq=seq), ahead.tasks + 1
             if key is not None:
                 row = {"tenant": tenant, "key": key.key, "fingerprint": key.fingerprint, "task_id": task.id}
@@ -278,7 +279,7 @@ class Store:
             event, facts = Event.CANCEL, Facts()
         if lesson is not None and event is Event.COMPLETE:
             learn(db, lesson)
-        return self._write(db, task, advance(task, event, self._now(), facts))
+        return self._write(db, task, advance(task, event, self._now(), facts), lesson)
 
     def request_cancel(self, task: Task) -> Task:
         """Flag a processing task to be cancelled. Raises LostRace when it has changed since it was read."""
@@ -358,13 +359,14 @@ class Store:
             raise LostRace
         return task
 
-    def _write(self, db: Connection, before: Task, after: Task) -> Task:
+    def _write(self, db: Connection, before: Task, after: Task, lesson: Lesson | None = None) -> Task:
         as_read = and_(
             tasks.c.id == before.id, tasks.c.status == before.status.value, tasks.c.version == before.version,
             tasks.c.attempt == before.attempt,
         )  # fmt: skip
         if db.execute(update(tasks).where(as_read).values(row_from_task(after))).rowcount != 1:
             raise LostRace
+        totals.add(db, totals.change(before, after, lesson.load_seconds if lesson else None))
         return after
 
     def _count(self, db: Connection, status: Status) -> int:
