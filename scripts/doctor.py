@@ -12,7 +12,8 @@ from config_loader import ROOT, ConfigError, Settings, engine_environment, load_
 from tasks.admission import Admission
 from tasks.hardware import cards_of
 from tasks.profile import Engine
-from utils.gpu import GpuSnapshot, look, visible
+from utils.gpu import GpuSnapshot, look
+from utils.gpu_visible import visible
 
 _GIB = 2**30
 

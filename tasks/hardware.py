@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.fit import Card
-from utils.gpu import Gpu, GpuProbe, GpuSnapshot, visible
+from utils.gpu import Gpu, GpuProbe, GpuSnapshot
+from utils.gpu_visible import visible
 
 FIRST_LOOK_SECONDS = 5.0
 REFRESH_SECONDS = 2.0

@@ -18,13 +18,12 @@ import json
 import logging
 import os
 import queue
-import re
 import select
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -63,6 +62,7 @@ class Gpu:
     """One device a process can be given: a GPU, or a MIG instance of one. Memory in GiB, free less what is reserved.
 
     `index` is NVML's, in the order of the PCI bus; MIG instances share that of their GPU, whose UUID is `board`.
+    `load` is the share of the last moment in which it computed, 0 to 1; None where NVML does not tell, as of instances.
     """
 
     index: int
@@ -74,6 +74,7 @@ class Gpu:
     processes: tuple[GpuProcess, ...] = ()
     mig: bool = False
     board: str = ""
+    load: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,45 +110,6 @@ def look(timeout: float = 30.0) -> GpuSnapshot:
 def probe() -> tuple[Gpu, ...]:
     """Return the GPUs that can be used, none where there is no driver. May take long: not for a request's thread."""
     return look().gpus
-
-
-def visible(gpus: Sequence[Gpu], cuda_visible_devices: str | None, lost: Lost = ()) -> tuple[Gpu, ...]:
-    """Return the GPUs that a value of CUDA_VISIBLE_DEVICES leaves, in its order, by CUDA's rules.
-
-    Unset (None) leaves all; an empty value or -1 none. The first entry decides between numbers, `GPU-` and `MIG-`
-    UUIDs, of which any unambiguous beginning will do; the first entry that names nothing ends the list; one named twice
-    leaves none. Numbers are NVML's, which are CUDA's under CUDA_DEVICE_ORDER=PCI_BUS_ID; by default it counts from the
-    fastest, which differs where there are several models, and there only UUIDs are sure.
-
-    Two things are this service's, which hands devices on by UUID: an entry for a GPU in MIG mode gives all its
-    instances (CUDA would use the first), and while GPUs are `lost`, an entry that may mean one of them ends nothing.
-    """
-    if cuda_visible_devices is None:
-        return tuple(gpus)
-    entries = [entry.strip() for entry in cuda_visible_devices.split(",")]
-    kind = entries[0][:4] if entries[0].startswith(("GPU-", "MIG-")) else ""
-    chosen: list[Gpu] = []
-    for entry in entries:
-        named = _by_uuid(gpus, kind, entry) if kind else [gpu for gpu in gpus if gpu.index == _number(entry)]
-        if any(gpu in chosen for gpu in named):
-            return ()
-        missing = entry.startswith(kind) if kind else _number(entry) in dict(lost)
-        if not named and not (lost and missing):
-            break
-        chosen += named
-    return tuple(chosen)
-
-
-def _number(entry: str) -> int:
-    """Return the number that the entry begins with, as C reads it ("1st" is 1); -1 where there is none."""
-    match = re.match(r"[+-]?[0-9]+", entry)
-    return int(match[0]) if match else -1
-
-
-def _by_uuid(gpus: Sequence[Gpu], kind: str, entry: str) -> list[Gpu]:
-    names = {gpu: gpu.board if gpu.mig and kind == "GPU-" else gpu.uuid for gpu in gpus}
-    named = [gpu for gpu, name in names.items() if entry.startswith(kind) and name.startswith(entry)]
-    return named if len({names[gpu] for gpu in named}) == 1 else []
 
 
 class _View(NamedTuple):
@@ -354,7 +316,9 @@ def _gpu(index: int, handle: Any, fallback_name: str) -> Gpu:
     newer = _optional(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2), None)
     memory = newer or pynvml.nvmlDeviceGetMemoryInfo(handle)
     capability = _optional(lambda: pynvml.nvmlDeviceGetCudaComputeCapability(handle), None)
-    return Gpu(index, name, uuid, _gib(memory.total), _gib(memory.free), capability, _processes(handle), board=uuid)
+    load = _optional(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100, None)
+    free, own = _gib(memory.free), _processes(handle)
+    return Gpu(index, name, uuid, _gib(memory.total), free, capability, own, board=uuid, load=load)
 
 
 def _processes(handle: Any) -> tuple[GpuProcess, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from utils.gpu import Gpu, GpuSnapshot, visible
+from utils.gpu import Gpu, GpuSnapshot
+from utils.gpu_visible import visible
 
 A, B, C = (Gpu(index, "GPU", f"GPU-{start}-0000", 80.0, 80.0) for index, start in enumerate(("aa11", "aa22", "bb33")))
 SLICED = "GPU-cc44-0000"

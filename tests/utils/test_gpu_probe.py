@@ -120,6 +120,11 @@ def test_processes_are_told_with_what_they_hold(machine: Path) -> None:
     assert second.processes == ()
 
 
+def test_how_busy_a_gpu_is_is_told_where_nvml_tells_it(machine: Path) -> None:
+    nvml.write(machine, [FakeGpu("GPU-a", load=85), FakeGpu("GPU-b")])
+    assert [gpu.load for gpu in probe()] == [0.85, None]
+
+
 def test_an_old_driver_is_asked_in_the_old_way(machine: Path) -> None:
     newer = ("nvmlDeviceGetMemoryInfo_v2", "nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetMigMode")
     nvml.write(

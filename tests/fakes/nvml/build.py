@@ -55,6 +55,7 @@ class FakeGpu:
     capability: tuple[int, int] = (9, 0)
     processes: tuple[FakeProcess, ...] = ()
     lost: int = 0
+    load: int | None = None  # percent
     mig_slots: int | None = None  # MIG mode is on where there is a number
     mig: tuple[FakeMig, ...] = ()
 
@@ -107,6 +108,7 @@ def write(
     for gpu in gpus:
         lines += ["gpu", *_device(gpu), f"reserved {_bytes(gpu.reserved_gib)}"]
         lines += [f"capability {gpu.capability[0]} {gpu.capability[1]}", f"lost {gpu.lost}"]
+        lines += [f"load {gpu.load}"] if gpu.load is not None else []
         lines += [f"slots {gpu.mig_slots}"] if gpu.mig_slots is not None else []
         for part in gpu.mig:
             lines += [f"mig {part.slot}", *_device(part)]

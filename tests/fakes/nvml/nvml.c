@@ -9,7 +9,7 @@
  *   hang FUNCTION              the function returns when the file no longer says so
  *   crash FUNCTION             the function ends the process by SIGSEGV
  *   gpu                        begins a GPU, to which what follows belongs:
- *     name, uuid TEXT; total, free, reserved BYTES; capability MAJOR MINOR
+ *     name, uuid TEXT; total, free, reserved BYTES; capability MAJOR MINOR; load PERCENT (none: not supported)
  *     lost CODE                every call with its handle returns CODE, but not the one that gets the handle
  *     process PID BYTES        a process that computes on it; -1 bytes: not told
  *     slots N                  MIG mode is on, with room for N instances
@@ -31,6 +31,7 @@ enum { GPUS = 16, SLOTS = 8, PROCESSES = 64, LENGTH = 256 };
 typedef unsigned long long bytes_t;
 typedef struct { bytes_t total, free, used; } memory_v1;
 typedef struct { unsigned version; bytes_t total, reserved, free, used; } memory_v2;
+typedef struct { unsigned gpu, memory; } utilization;
 typedef struct { unsigned pid; bytes_t used; unsigned gpu_instance, compute_instance; } process_v2;
 
 typedef struct {
@@ -43,7 +44,8 @@ typedef struct {
 
 typedef struct {
     device whole, parts[SLOTS];
-    int lost, mig, major, minor;
+    int lost, mig, major, minor, loaded;
+    unsigned load;
     unsigned slots;
 } gpu;
 
@@ -85,6 +87,7 @@ static void parse(machine *is, FILE *file, const char *function) {
         if (!card) continue;
         if (!strcmp(key, "capability")) sscanf(rest, "%d %d", &card->major, &card->minor);
         if (!strcmp(key, "lost")) card->lost = atoi(rest);
+        if (!strcmp(key, "load")) card->loaded = 1, card->load = (unsigned)atoi(rest);
         if (!strcmp(key, "slots")) card->mig = 1, card->slots = (unsigned)atoi(rest);
         if (!strcmp(key, "mig")) {
             now = &card->parts[(unsigned)atoi(rest) % SLOTS];
@@ -214,6 +217,13 @@ int nvmlDeviceGetCudaComputeCapability(handle which, int *major, int *minor) {
     if (found != &card->whole) return INVALID_ARGUMENT; /* of a GPU, not of an instance */
     *major = card->major;
     *minor = card->minor;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetUtilizationRates(handle which, utilization *rates) {
+    ENTER_WITH(which);
+    if (found != &card->whole || !card->loaded) return NOT_SUPPORTED;
+    *rates = (utilization){card->load, 0};
     return SUCCESS;
 }
 
