@@ -36,6 +36,7 @@ from web.callers import Need
 from web.inputs import Inputs
 from web.limits import Limits
 from web.links import Links
+from web.metrics import Metrics
 from web.page import Page
 from web.parse import parse_query
 from web.proxies import TrustedProxies
@@ -52,6 +53,7 @@ class Parts:
     waiting: Waiting[Shown]
     links: Links
     page: Page
+    metrics: Metrics
 
 
 def parts() -> Parts:
@@ -105,6 +107,11 @@ def get_health() -> Response:
     return answers.respond(answers.summary(answer) if unknown else answer, 503 if answer.reasons else 200)
 
 
+def get_metrics() -> Response:
+    parse_query(NoQuery)
+    return parts().metrics.answer()
+
+
 def get_page() -> Response:
     return parts().page.index()
 
@@ -135,6 +142,7 @@ ROUTES: tuple[tuple[str, str, Need, Callable[..., Response]], ...] = (
     ("GET", "/api/v1/tasks", "read", get_tasks),
     ("GET", "/results/<task_id>/<name>", "link", get_result),
     ("GET", "/api/v1/health", "open", get_health),
+    ("GET", "/metrics", "metrics", get_metrics),
     ("GET", "/", "open", get_page),
     ("GET", "/static/<path:name>", "open", get_page_file),
     ("GET", "/api/v1/openapi.json", "open", get_openapi),
@@ -142,6 +150,9 @@ ROUTES: tuple[tuple[str, str, Need, Callable[..., Response]], ...] = (
     ("GET", "/docs/<name>", "open", get_docs_file),
 )
 """Method, address, what it asks of its caller, handler."""
+
+RULES = tuple(dict.fromkeys(rule for _, rule, _, _ in ROUTES))
+"""The addresses, each once."""
 
 
 CANNOT_START = 3
@@ -179,11 +190,12 @@ def _serve(settings: Settings, manager: TaskManager | None) -> Flask:
     app = _with_commands(settings)
     app.url_map.merge_slashes = False
     app.config.update(TRUSTED_HOSTS=list(settings.http.trusted_hosts) or None, BODY_SECONDS=settings.http.body_seconds)
-    inputs, links = Inputs(settings.inputs, manager), _links(settings, manager)
+    metrics = Metrics(app, manager, settings, RULES)
+    inputs, links = Inputs(settings.inputs, manager, metrics.during), _links(settings, manager)
     waiting = _waiting(manager, links, settings.http.max_waiters)
-    app.extensions |= {"task_manager": manager, "waiting": waiting}
+    app.extensions |= {"task_manager": manager, "waiting": waiting, "metrics": metrics}
     page = Page(app, settings, manager.engine_titles().items())
-    app.extensions["parts"] = Parts(settings, manager, inputs, waiting, links, page)
+    app.extensions["parts"] = Parts(settings, manager, inputs, waiting, links, page, metrics)
     for part in (errors, requests, generate):
         part.register(app)
     limits = Limits(app, settings) if settings.auth.enabled else None

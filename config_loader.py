@@ -113,6 +113,11 @@ class LimitSettings(_Section):
     redis_url: SecretStr = SecretStr("")
 
 
+class MetricsSettings(_Section):
+    enabled: bool = True
+    allow: Networks = ()
+
+
 class QuotaSettings(_Section):
     queued_tasks: int = Field(0, ge=0)
     running_tasks: int = Field(0, ge=0)
@@ -197,6 +202,7 @@ class Settings(BaseSettings):
     cors: CorsSettings = CorsSettings()
     auth: AuthSettings = AuthSettings()
     limits: LimitSettings = LimitSettings()
+    metrics: MetricsSettings = MetricsSettings()
     quotas: QuotaSettings = QuotaSettings()
     runner: RunnerSettings = RunnerSettings()
     disk: DiskSettings = DiskSettings()
@@ -217,13 +223,9 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource, *others: PydanticBaseSettingsSource, **named: Any,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:  # fmt: skip
         # The YAML arrives as init arguments, and the environment is stronger than it.
         return env_settings, init_settings
 

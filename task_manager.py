@@ -34,6 +34,7 @@ from tasks.scheduler import Scheduler
 from tasks.spawner import ROOT
 from tasks.spec import LOG_FILE
 from tasks.store import IdempotencyKey, Store, utc_now
+from tasks.survey import Survey, Surveyor
 from tasks.turns import NOTHING_AHEAD, Backlog
 from tasks.wake import ring
 from utils.failpoint import Point, reach
@@ -324,6 +325,14 @@ class TaskManager:
         """Return what this host can do now."""
         stopped = self.store.condition.ask(lambda: stopped_reason(self.store.state))
         return Examiner(self.store, self._admission, self._hardware, self.disk).look([stopped] if stopped else [])
+
+    def survey(self) -> Survey:
+        """Return what the metrics tell of this host and of all tasks."""
+        return Surveyor(self.store, self._hardware, self.disk).look()
+
+    def profile_names(self) -> list[tuple[str, str]]:
+        """Return the (engine, profile) pairs of the engine table."""
+        return sorted(self._table.names)
 
     def engine_names(self) -> list[str]:
         """Return the names of the configured engines."""

@@ -12,8 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import app  # noqa: F401 - makes nothing; see above
+import app  # makes nothing; see above
 from config_loader import load_settings
+from web.tally import Tally
 
 gc.freeze()  # what was imported stays: no collection touches it, so it stays shared, and a worker ends sooner
 
@@ -34,10 +35,25 @@ limit_request_fields = 64
 # Lines below this would quote what clients send; the application's own level is not meant here.
 loglevel = "info" if _settings.log_level == "DEBUG" else _settings.log_level.lower()
 
+_tally = Tally(app.RULES)  # in memory that is shared with every worker that is forked
+
+
+def pre_fork(server, worker):
+    """Keep a place for what the worker counts; without one it counts for itself."""
+    worker.seat = _tally.seat()
+
+
+def child_exit(server, worker):
+    """Give the place of a dead worker to the next, with what was counted there."""
+    if worker.seat is not None:
+        worker.seat.leave()
+
 
 def post_worker_init(worker):
     """Start scheduling where a server runs, and nowhere else: `flask --app app` commands start nothing."""
     parts = worker.app.wsgi().extensions
+    if worker.seat is not None:
+        parts["metrics"].sit(worker.seat)
 
     def closing():
         return not worker.alive

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import Connection
+
 from tasks.service_state import ServiceState
 
 FACT = "drain"
@@ -46,6 +48,11 @@ def end(state: ServiceState) -> bool:
 def current(state: ServiceState) -> Drain | None:
     """Return the drain that is on, or None."""
     return _drain(state.get(FACT))
+
+
+def seen_by(db: Connection) -> Drain | None:
+    """Return what `current` does, within a transaction of the caller's."""
+    return _drain(ServiceState.seen_by(db, FACT))
 
 
 def _drain(value: dict[str, Any] | None) -> Drain | None:

@@ -22,7 +22,7 @@ from tasks.schema import api_keys
 
 log = logging.getLogger("keys")
 
-SCOPES = ("generate", "read", "admin")
+SCOPES = ("generate", "read", "metrics", "admin")
 
 _FORM = re.compile(r"la_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:-]{0,127}")

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -319,15 +319,31 @@ def _note_look(lock: int) -> None:
         os.pwrite(lock, f"{time.monotonic():020.3f}\n".encode(), 0)
 
 
-def why_not_scheduled(folder: Path) -> str:
-    """Say why no queued task starts on the data folder at present, or nothing."""
+@dataclass(frozen=True, slots=True)
+class Office:
+    """Whether a process schedules the tasks of a data folder; seconds since it last looked, where that is known."""
+
+    held: bool
+    silent_seconds: float | None = None
+
+
+def look_at_office(folder: Path) -> Office:
+    """Return whether tasks are looked after on the data folder at present."""
     path = folder / LOCK_NAME
     if not is_locked(path):
-        return "no process schedules tasks at present"
+        return Office(False)
     try:
-        since = time.monotonic() - float(path.read_text() or "inf")
+        return Office(True, max(0.0, time.monotonic() - float(path.read_text())))
     except (OSError, ValueError):
-        return ""  # it has just been made, or is of another version
-    if since < _STALLED_SECONDS:
+        return Office(True)  # the lock has just been made, or is of another version
+
+
+def why_not_scheduled(folder: Path) -> str:
+    """Say why no queued task starts on the data folder at present, or nothing."""
+    office = look_at_office(folder)
+    if not office.held:
+        return "no process schedules tasks at present"
+    since = office.silent_seconds
+    if since is None or since < _STALLED_SECONDS:
         return ""
     return f"the process that schedules tasks has not looked at them for {since:.0f} s; gunicorn ends one that hangs"

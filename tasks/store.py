@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 from sqlalchemy import Column, Connection, Row, and_, func, insert, select, union_all, update
 
 from tasks import quotas, totals
+from tasks.census import Census
+from tasks.census import take as take_census
 from tasks.condition import Condition
 from tasks.disk import BALLAST_FILE, Ballast, Demand
 from tasks.drain import FACT as DRAIN
@@ -234,6 +236,11 @@ class Store:
         """Return how many tasks are queued and how many are processing."""
         with self._engine.begin() as db:
             return {status: self._count(db, status) for status in (Status.QUEUED, Status.PROCESSING)}
+
+    def census(self) -> Census:
+        """Return what all rows tell at this moment."""
+        with self._engine.begin() as db:
+            return take_census(db, self._now())
 
     def known(self, task_ids: Sequence[str]) -> set[str]:
         """Return those of `task_ids` that have a row."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Literal
 
 from flask import Flask, g, request
@@ -18,15 +18,18 @@ from flask import Flask, g, request
 from config_loader import AuthSettings, ConfigError, Settings
 from tasks.keys import ApiKeys
 from tasks.store import utc_now
+from utils.setting_types import Networks
 from web.auth import Authenticator, Caller, CannotTell, Refused, credentials
 from web.errors import ApiError, Code
 
 log = logging.getLogger("auth")
 
-Need = Literal["generate", "read", "link", "open"]
-"""What a route asks of its caller: a scope; `read` or a signed link; or nothing, but what is sent must be good."""
+Need = Literal["generate", "read", "metrics", "link", "open"]
+"""What a route asks of its caller: a scope, `metrics` one that an address may stand for; `read` or a signed link; or
+nothing, but what is sent must be good."""
 
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9.-]+))(?::[0-9]{1,5})?")
+_LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _ASK_AGAIN_SECONDS = 15
 
@@ -109,15 +112,18 @@ def register(app: Flask, settings: Settings, authenticator: Authenticator, needs
     if not (settings.auth.enabled or settings.auth.allow_anonymous):
         origins = frozenset(settings.cors.origins)
         app.before_request(lambda: _refuse_strangers(origins))
-    app.before_request(_admitter(authenticator, needs))
+    scrapers = settings.metrics.allow if settings.auth.enabled else (*settings.metrics.allow, *_LOOPBACK)
+    app.before_request(_admitter(authenticator, needs, scrapers))
 
 
-def _admitter(authenticator: Authenticator, needs: Mapping[str, Need]) -> Callable[[], None]:
+def _admitter(authenticator: Authenticator, needs: Mapping[str, Need], scrapers: Networks) -> Callable[[], None]:
     def admit() -> None:
         g.caller = None
         need = needs.get(request.endpoint or "")
         if need is None or (need == "open" and not _sent_any()) or (need == "link" and request.args.get("signature")):
             return  # no such address; or the handler looks itself
+        if need == "metrics" and not _sent_any() and _is_from(scrapers):
+            return
         try:
             g.caller, g.authenticator = authenticator.caller(request), authenticator
         except Refused:
@@ -133,6 +139,19 @@ def _admitter(authenticator: Authenticator, needs: Mapping[str, Need]) -> Callab
     return admit
 
 
+def _is_from(networks: Networks) -> bool:
+    """Say whether the request came straight from one of the networks: behind a proxy anyone may be at its address."""
+    try:
+        peer = ip_address(request.environ.get("REMOTE_ADDR", ""))
+    except ValueError:
+        return False
+    return not _is_forwarded() and any(peer in network for network in networks)
+
+
+def _is_forwarded() -> bool:
+    return any(name == "Forwarded" or name.startswith("X-Forwarded-") for name, _ in request.headers)
+
+
 def _sent_any() -> bool:
     try:
         return credentials(request) is not None
@@ -141,7 +160,7 @@ def _sent_any() -> bool:
 
 
 def _refuse_strangers(origins: frozenset[str]) -> None:
-    if any(name == "Forwarded" or name.startswith("X-Forwarded-") for name, _ in request.headers):
+    if _is_forwarded():
         raise ApiError(Code.FORBIDDEN, "requests through a proxy are refused while authentication is off")
     host = _HOST.fullmatch(request.environ.get("HTTP_HOST", ""))
     if host is None or not is_loopback(host["v6"] or host["name"]):

@@ -10,8 +10,8 @@ import hashlib
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from utils.media_kinds import Kind
 from utils.net import FetchError, FetchPolicy, check_url, fetch
 from web.body import SentFile
 from web.errors import BUSY_RETRY_SECONDS, ApiError, Code, FieldError, Invalid, invalid, too_large
+from web.tally import Open
 
 DECODER_WAIT_SECONDS = 30.0
 """How long a request waits for one of the decoders before it is told to come again."""
@@ -64,8 +65,10 @@ class _Staged:
 class Inputs:
     """Prepares media within the limits of the settings; at most `decoders` children of this process at once."""
 
-    def __init__(self, settings: InputSettings, manager: TaskManager) -> None:
-        self._settings, self._manager = settings, manager
+    def __init__(
+        self, settings: InputSettings, manager: TaskManager, during: Callable[[Open], AbstractContextManager[None]]
+    ) -> None:
+        self._settings, self._manager, self._during = settings, manager, during
         self._decoders = threading.BoundedSemaphore(settings.decoders)
         self._limits = MediaLimits(
             max_image_pixels=settings.max_image_pixels, max_audio_seconds=settings.max_audio_seconds,
@@ -189,7 +192,8 @@ class Inputs:
         if not self._decoders.acquire(timeout=DECODER_WAIT_SECONDS):
             raise ApiError(Code.BUSY, "too many media are being decoded; try again", retry_after=BUSY_RETRY_SECONDS)
         try:
-            yield
+            with self._during(Open.DECODER):
+                yield
         finally:
             self._decoders.release()
 

@@ -173,6 +173,11 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         id="getOpenApi", tag="service", need="open", says="This document",
         replies={200: Reply("OpenAPI 3.1.", {"application/json": {"type": "object"}})},
     ),
+    ("GET", "/metrics"): Operation(
+        id="getMetrics", tag="service", need="metrics",
+        says="Metrics for Prometheus; needs the scope `metrics`, or an address that may do without",
+        replies={200: Reply("Text of Prometheus' format 0.0.4.", {"text/plain": TEXT})}, errors=(400, 404),
+    ),
     ("GET", "/"): Operation(
         id="getPage", tag="service", need="open", says="The web page", headers=("If-None-Match",),
         replies={
@@ -272,8 +277,8 @@ def _operation(path: str, operation: Operation, schemas: Json, told: tuple[str, 
 
 
 def _security(need: Need) -> Json:
-    """Either credential will do; none where a signed link does, or at an address for everyone."""
-    return {"security": [{"key": []}, {"token": []}, *([{}] if need in ("link", "open") else [])]}
+    """Either credential will do; none where a signed link or the client's address does, or for everyone."""
+    return {"security": [{"key": []}, {"token": []}, *([{}] if need in ("link", "metrics", "open") else [])]}
 
 
 def _parameters(path: str, operation: Operation, schemas: Json) -> list[Json]:
