@@ -58,7 +58,7 @@ def families(survey: Survey, counted: Tally, limits: Limits) -> Iterator[Metric]
         yield from _webhooks(survey.census.webhooks)
     yield from _scheduler(survey.office)
     yield from _gpus(survey.hardware)
-    yield from _disk(survey.room)
+    yield from _disk(survey.room, survey.census)
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -222,9 +222,11 @@ def _gpus(look: GpuLook) -> Iterator[Metric]:
     yield _one("gpu_look_age_seconds", "Seconds since NVML was asked for what is told here.", look.age_seconds)
 
 
-def _disk(room: Room) -> Iterator[Metric]:
+def _disk(room: Room, census: Census | None) -> Iterator[Metric]:
     yield _one("disk_free_bytes", "Room on the disk of the data folder.", room.free)
     yield _one("disk_reserve_bytes", "What must stay free (disk.reserve_bytes).", room.reserve)
+    if census is not None:
+        yield _one("disk_demand_bytes", "What open tasks may still write at most.", census.demand_bytes)
     yield _one("disk_ballast_bytes", "What is there of the last reserve.", room.ballast)
     yield _one("disk_ballast_full_bytes", "What should be (disk.ballast_bytes).", room.full_ballast)
 
