@@ -104,6 +104,7 @@ def test_a_hundred_thousand_finished_tasks_slow_nothing_down(
         "page": (25, lambda one, n: one.call("GET", "/api/v1/tasks?limit=50")),
         "page of rare ones": (50, lambda one, n: one.call("GET", "/api/v1/tasks?limit=50&status=failed,cancelled")),
         "health": (50, lambda one, n: one.call("GET", "/api/v1/health")),
+        "metrics": (25, lambda one, n: one.call("GET", "/metrics")),
     }
     slow = [name for name, (rounds, act) in actions.items() if not is_as_quick(name, services, rounds, act)]
     assert slow == []
