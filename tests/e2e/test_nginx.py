@@ -53,6 +53,13 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     close(service)
 
 
+@pytest.mark.parametrize("path", ["/metrics", "/metrics?x=1", "/%6detrics", "/./metrics", "/a/../metrics"])
+def test_the_metrics_are_not_for_the_world(front: Front, path: str) -> None:
+    scraper = front.service.manager.store.keys.create("monitoring", frozenset({"metrics"}), None)[1]
+    assert front.ask(path, {"X-API-Key": scraper}).problem()["error_code"] == "forbidden"
+    assert front.ask(path, {}).status == 403
+
+
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
