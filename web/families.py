@@ -66,7 +66,11 @@ def families(survey: Survey, counted: Tally, limits: Limits) -> Iterator[Metric]
 
 def _http(counted: Tally, limits: Limits) -> Iterator[Metric]:
     labels = ("method", "route", "status")
-    requests = CounterMetricFamily(PREFIX + "http_requests", "Requests that were answered.", labels=labels)
+    requests = CounterMetricFamily(
+        PREFIX + "http_requests",
+        "Requests that were answered; what gunicorn could not read is not counted.",
+        labels=labels,
+    )
     for *kind, number in counted.requests():
         requests.add_metric(kind, number)
     yield requests

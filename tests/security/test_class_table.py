@@ -108,8 +108,12 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
         "web/test_auth.py::test_a_revoked_and_an_expired_key_open_nothing",
         "web/test_auth.py::test_authentication_without_a_way_in_is_refused_and_each_way_in_is_enough",
         "web/test_auth.py::test_settings_that_let_strangers_in_are_refused_with_what_to_do",
+        "web/test_metrics.py::test_with_authentication_on_it_takes_its_own_scope_and_opens_nothing_else",
+        "web/test_metrics.py::test_an_address_may_stand_for_a_key_but_not_behind_a_proxy",
+        "e2e/test_nginx.py::test_the_metrics_are_not_for_the_world",
     ),
     "tenants": (
+        "web/test_metrics.py::test_no_label_is_an_id_or_a_tenant",
         "web/test_auth.py::test_another_tenants_things_are_as_if_they_were_not",
         "web/test_auth.py::test_another_tenants_upload_and_idempotency_key_are_ones_own_to_choose",
         "web/test_tasks.py::test_another_tenants_task_is_a_404_with_the_body_of_an_unknown_one",
