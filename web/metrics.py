@@ -89,4 +89,4 @@ class Metrics(Collector):
 
 def _is_held() -> bool:
     """Say whether the request is one that waits for a change, as long as its caller likes."""
-    return request.url_rule is not None and "wait" in request.args
+    return request.endpoint == "get_task" and "wait" in request.args
