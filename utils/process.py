@@ -113,7 +113,7 @@ def is_locked(path: Path) -> bool:
 
 def holders(path: Path) -> list[psutil.Process]:
     """Return the other processes of this user that have the file open, such as those that hold its lock."""
-    found = []
+    path, found = path.resolve(), []  # the kernel tells what is open by the name that has no links in it
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.pid != os.getpid() and any(Path(each.path) == path for each in process.open_files()):

@@ -327,6 +327,8 @@ def test_a_chatty_engine_s_notes_are_bounded(bench: Bench) -> None:
 
 
 def test_a_stopped_runner_is_killed_and_its_task_tried_again(bench: Bench) -> None:
+    (bench.folder / "elsewhere").mkdir()
+    (bench.folder / "data").symlink_to("elsewhere")  # as an operator moves a data folder to a larger disk
     manager = bench.open(
         "hang", settings={"runner": {"heartbeat_seconds": 0.2, "lease_seconds": 3, "poll_seconds": 0.05}}
     )
