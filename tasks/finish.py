@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -46,6 +47,8 @@ from utils.video import (
     to_webm,
     write_poster,
 )
+
+log = logging.getLogger("finish")
 
 POSTER_NAME = "poster.jpg"
 _VIDEO_SUFFIXES = {".mp4", ".webm"}
@@ -178,13 +181,17 @@ class Ending:
 
     @staticmethod
     def load(folder: Path) -> Ending | None:
-        """Return the ending that a runner left in an attempt's folder, or None where there is none."""
+        """Return the ending that a runner left in an attempt's folder, or None where there is none to be understood."""
         try:
             raw = json.loads((folder / FINISH_FILE).read_bytes())
+            lesson = Lesson(**raw["lesson"]) if raw["lesson"] else None
+            return Ending(Event(raw["event"]), _facts(raw["facts"]), lesson)
         except FileNotFoundError:
             return None
-        lesson = Lesson(**raw["lesson"]) if raw["lesson"] else None
-        return Ending(Event(raw["event"]), _facts(raw["facts"]), lesson)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            # Of another release, or of a disk that failed: a new attempt costs less than a task that never ends.
+            log.error("the end that is kept in %s cannot be understood: %r", folder, error)
+            return None
 
 
 def _facts(raw: dict[str, Any]) -> Facts:

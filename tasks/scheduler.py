@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from sqlalchemy.exc import DBAPIError
+
 from tasks import drain
 from tasks.estimate import Work
 from tasks.finish import Ending, discard
@@ -250,14 +252,24 @@ class Scheduler:
         for gone in (self._watched.keys() | self._heard.keys()) - running.keys():
             self._forget(gone)
             self._heard.pop(gone, None)
-        for attempt, task in running.items():
-            if not self._launcher.folders.is_held(task.id, task.attempt):
-                self._forget(attempt)
-                self._end_orphan(task)
-            else:
-                if attempt not in self._watched and task.runner is not None and self._is(task.runner):
-                    self._watch(task, task.runner.pid)
-                self._end_if_stuck(attempt, task)
+        for task in running.values():
+            try:
+                self._look_after(task)
+            except DBAPIError:
+                raise
+            except Exception:
+                # What is wrong with one attempt's files must hold up no other task; the next look tries it again.
+                log.exception("attempt %d of task %s cannot be looked after", task.attempt, task.id)
+
+    def _look_after(self, task: Task) -> None:
+        attempt = task.id, task.attempt
+        if not self._launcher.folders.is_held(task.id, task.attempt):
+            self._forget(attempt)
+            self._end_orphan(task)
+            return
+        if attempt not in self._watched and task.runner is not None and self._is(task.runner):
+            self._watch(task, task.runner.pid)
+        self._end_if_stuck(attempt, task)
 
     def _is(self, runner: RunnerId) -> bool:
         """Say whether the process of this pid, if any, is the runner: pids are reused, and machines restart."""

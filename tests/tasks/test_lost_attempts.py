@@ -118,6 +118,25 @@ def test_a_watched_process_that_is_dead_gives_way_to_the_runner_that_lives(bench
     bench.ended(manager, task)
 
 
+@pytest.mark.parametrize("kind", ["of another release", "unreadable"])
+def test_an_attempt_whose_files_make_no_sense_holds_up_no_other_task(bench: Bench, kind: str) -> None:
+    manager = bench.open("hang", settings={"slots": {"cpu": 2}})
+    task = bench.until(
+        manager, bench.submit(manager), lambda seen: seen.phase is Phase.GENERATING and bool(seen.runner)
+    )
+    kept = manager.folders.attempt(task.id, 1) / "finish.json"
+    kept.write_text('{"event": "postpone"}') if kind == "of another release" else kept.mkdir()
+    os.kill(task.runner.pid, signal.SIGKILL)
+    other = bench.until(manager, bench.submit(manager), lambda seen: seen.status is Status.PROCESSING)
+    if kind == "unreadable":
+        assert manager.view(task.id, "default").task.attempt == 1
+        kept.rmdir()
+    bench.until(manager, task, lambda seen: seen.attempt == 2 and bool(seen.runner))
+    for each in (task, other):
+        manager.delete(each.id, "default")
+        assert bench.ended(manager, each).status is Status.CANCELLED
+
+
 @pytest.fixture
 def delegated() -> Iterator[Path]:
     """Put this process, and what it will start, into a cgroup that is delegated to it; back at the end."""
