@@ -7,6 +7,7 @@ a ring may be lost.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -44,8 +45,10 @@ Beat = tuple[datetime | None, int | None]
 LOCK_NAME = "scheduler.lock"
 
 _STALLED_SECONDS = 20.0
-"""The scheduler looks every few seconds; one that has not for so long was stopped, or a look does not end."""
+"""The scheduler looks every few seconds; one that has not for so long was stopped, or its looks fail or do not end."""
 
+_OWN_WANT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What this process or the machine lacks, and no task is to blame for."""
 
 _TAKEOVER_SECONDS = 0.5
 _LOOK_SECONDS = 5.0
@@ -131,12 +134,13 @@ class Scheduler:
             self._forget(attempt)
 
     def _schedule(self, bell: Bell, lock: int) -> None:
+        _note_look(lock)
         while not self._stopping.is_set():
-            _note_look(lock)
             bell.hush()  # before looking: a ring from here on leads to another look
             try:
                 self._reap()
                 self._place()
+                _note_look(lock)
             except Exception:
                 # The thread must outlive a database that is away; what it could not do it will see again.
                 log.exception("scheduling failed, trying again")
@@ -191,11 +195,14 @@ class Scheduler:
 
     def _launch(self, placement: Placement, host: Host) -> None:
         task = placement.task
+        self._launcher.spawner.be_ready()  # while no runner can be started a task waits, and loses no attempt
         if placement.gpus:
             self._note_loans(lend(self._loans, host.cards, placement.gpus))
         try:
             lock = self._launcher.reserve(task.id, task.attempt + 1)
         except OSError as error:  # no room for a folder: else it would be tried at each look for ever
+            if error.errno in _OWN_WANT:
+                raise
             with suppress(LostRace):
                 self._fail_to_start(self._store.happen(task, Event.CLAIM, self._claim(placement)), error)
             return
@@ -326,7 +333,10 @@ class Scheduler:
 
 
 def _note_look(lock: int) -> None:
-    """Write into the lock's file when its holder looked, on the clock that nobody can set and all processes share."""
+    """Write into the lock's file when its holder last got through a look, or began.
+
+    By the clock that nobody can set and all processes share.
+    """
     with suppress(OSError):  # a full disk: it is told as such
         os.pwrite(lock, f"{time.monotonic():020.3f}\n".encode(), 0)
 
@@ -358,4 +368,7 @@ def why_not_scheduled(folder: Path) -> str:
     since = office.silent_seconds
     if since is None or since < _STALLED_SECONDS:
         return ""
-    return f"the process that schedules tasks has not looked at them for {since:.0f} s; gunicorn ends one that hangs"
+    return (
+        f"the process that schedules tasks has not got through a look at them for {since:.0f} s: its log tells what "
+        "fails; gunicorn ends one that hangs"
+    )

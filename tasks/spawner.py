@@ -51,6 +51,16 @@ class Spawner:
         """Start the process, so that the first task finds it ready."""
         self._connected()
 
+    def be_ready(self) -> None:
+        """Wait until the process can fork, starting it where it was killed. Raises SpawnError where it cannot be."""
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
+        try:
+            self._ready_channel()
+        except OSError as error:
+            self.close()
+            raise SpawnError(f"the spawner does not start: {error}") from error
+
     def spawn(self, folder: Path, environment: Mapping[str, str], lock: int) -> int:
         """Start a runner for the attempt in `folder`, handing it the lock; return its pid. Raises SpawnError."""
         request = json.dumps({"folder": str(folder), "environment": dict(environment)}).encode()
@@ -75,14 +85,18 @@ class Spawner:
         self._ready = False
 
     def _ask(self, request: bytes, lock: int) -> int:
+        channel = self._ready_channel()
+        socket.send_fds(channel, [request], [lock])
+        return int(self._answer(channel))
+
+    def _ready_channel(self) -> socket.socket:
         channel = self._connected()
         if not self._ready:
             channel.settimeout(_START_SECONDS)
             self._answer(channel)
             channel.settimeout(_ANSWER_SECONDS)
             self._ready = True
-        socket.send_fds(channel, [request], [lock])
-        return int(self._answer(channel))
+        return channel
 
     @staticmethod
     def _answer(channel: socket.socket) -> bytes:

@@ -65,6 +65,9 @@ class KeptSpawner:
     def warm_up(self) -> None:
         self.own.warm_up()
 
+    def be_ready(self) -> None:
+        self.own.be_ready()
+
     def spawn(self, folder: Path, environment: Mapping[str, str], lock: int) -> int:
         return self.own.spawn(folder, environment, lock)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -339,16 +343,54 @@ def test_a_stopped_runner_is_killed_and_its_task_tried_again(bench: Bench) -> No
     assert bench.ended(manager, task).status is Status.CANCELLED
 
 
+def spawners() -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # one that was killed and not collected yet
+            found += [child] if "tasks.spawner" in child.cmdline() else []
+    return found
+
+
 def test_a_killed_or_stopped_spawner_is_replaced(bench: Bench) -> None:
     manager = bench.open()
     assert bench.ended(manager, bench.submit(manager)).status is Status.COMPLETED
     for number in (signal.SIGKILL, signal.SIGSTOP):
-        spawners = [p for p in psutil.Process().children() if any("tasks.spawner" in part for part in p.cmdline())]
-        assert len(spawners) == 1
-        spawners[0].send_signal(number)
+        (spawner,) = spawners()
+        spawner.send_signal(number)
         task = bench.ended(manager, bench.submit(manager))
         assert (task.status, task.attempt) == (Status.COMPLETED, 1)
         assert len(bench.starts_of(task)) == 1
+
+
+def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    for spawner in spawners():
+        spawner.kill()
+
+
+def no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def used_up(path: Path) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    monkeypatch.setattr("tasks.launch.try_lock", used_up)
+
+
+@pytest.mark.parametrize("want", [no_interpreter, no_descriptor])
+def test_while_no_runner_can_be_started_a_task_waits_loses_no_attempt_and_health_tells(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, want: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    monkeypatch.setattr("tasks.scheduler._STALLED_SECONDS", 1.5)
+    manager = bench.open()
+    want(monkeypatch)
+    task = bench.submit(manager)
+    deadline = time.monotonic() + 20
+    while not any("its log tells what fails" in reason for reason in manager.health().reasons):
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.05)
+    assert manager.view(task.id, task.tenant).task == task
+    monkeypatch.undo()
+    ended = bench.ended(manager, task)
+    assert (ended.status, ended.attempt) == (Status.COMPLETED, 1)
 
 
 def test_a_scheduler_that_looks_no_more_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,7 +402,7 @@ def test_a_scheduler_that_looks_no_more_is_told(bench: Bench, monkeypatch: pytes
     ring(manager.folders.wake)
     deadline = time.monotonic() + 20
     try:
-        while "has not looked at them for" not in (found := why_not_scheduled(manager.folders.data)):
+        while "has not got through a look" not in (found := why_not_scheduled(manager.folders.data)):
             assert time.monotonic() < deadline, found
             threading.Event().wait(0.05)
     finally:
