@@ -150,9 +150,9 @@ def _is_out_of_inodes(folder: Path) -> bool:
 
 
 def tree_bytes(path: Path) -> int:
-    """Return the bytes of all files below `path`; what vanishes meanwhile counts nothing."""
+    """Return the bytes of all files below `path`; what vanishes meanwhile, or may not be read, counts nothing."""
     total = 0
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(path) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):
                 is_folder = entry.is_dir(follow_symlinks=False)

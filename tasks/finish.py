@@ -35,7 +35,7 @@ from tasks.model import (
 from tasks.spec import FINISH_FILE, OUTPUT_FOLDER, STAGING_FOLDER, AttemptSpec
 from tasks.verdict import DISK_FULL, Output, Planned, excerpt_of, judge_output
 from utils.failpoint import Point, reach
-from utils.file_handler import remove_tree, write_atomic
+from utils.file_handler import remove_if_possible, write_atomic
 from utils.plan import VideoPlan
 from utils.video import (
     VideoError,
@@ -143,9 +143,12 @@ def _describe(video: Path, facts: VideoFacts) -> Video:
 
 
 def discard(folder: Path, results: Path) -> None:
-    """Remove all that an attempt without a result made, published or not; its log stays."""
+    """Remove all that an attempt without a result made, published or not; its log stays.
+
+    What cannot be removed is left to the sweep, for it must keep no end from its row.
+    """
     for path in (results, folder / STAGING_FOLDER, folder / OUTPUT_FOLDER):
-        remove_tree(path)
+        remove_if_possible(path)
     with suppress(OSError):  # other attempts published there, or nobody did
         results.parent.rmdir()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tasks.spec import LOCK_FILE
 from tasks.trouble import DataRefused
-from utils.file_handler import remove_tree
+from utils.file_handler import remove_if_possible
 from utils.process import is_locked
 
 
@@ -66,9 +66,12 @@ class Folders:
         return self.uploads / path.removeprefix("/uploads/")
 
     def remove_task(self, task_id: str) -> None:
-        """Remove all files of a task, whose row is gone already; what is being read stays readable."""
-        remove_tree(self.results / task_id)
-        remove_tree(self.tasks / task_id)
+        """Remove all files of a task, whose row is gone already; what is being read stays readable.
+
+        What cannot be removed is an orphan, for which sweeps look.
+        """
+        remove_if_possible(self.results / task_id)
+        remove_if_possible(self.tasks / task_id)
 
     def make(self) -> None:
         """Make what is missing. Raises DataRefused where that cannot be done."""

@@ -27,7 +27,7 @@ from tasks.model import Status
 from tasks.policy import Policy
 from tasks.spec import OUTPUT_FOLDER, STAGING_FOLDER
 from tasks.store import Store, utc_now
-from utils.file_handler import remove_tree
+from utils.file_handler import remove_if_possible
 from utils.process import try_lock
 
 log = logging.getLogger("retention")
@@ -112,8 +112,8 @@ class Sweeper:
         self._store.ended.forget_old_keys()
         self._step("settled", _SETTLE_AFTER, self._settle)
         self._expire_tasks()
-        self._step("inputs", self._policy.inputs, lambda task: remove_tree(self._folders.inputs(task.id)))
-        self._step("logs", self._policy.logs, lambda task: remove_tree(self._folders.attempts(task.id)))
+        self._step("inputs", self._policy.inputs, lambda task: remove_if_possible(self._folders.inputs(task.id)))
+        self._step("logs", self._policy.logs, lambda task: remove_if_possible(self._folders.attempts(task.id)))
         self._keep_to_quota()
         self._expire_uploads()
         self._search_orphans()
@@ -155,13 +155,13 @@ class Sweeper:
     def _settle(self, task: EndedTask) -> None:
         """Remove what an attempt that was cut off may have left of a result."""
         if task.status is not Status.COMPLETED:
-            remove_tree(self._folders.results / task.id)
+            remove_if_possible(self._folders.results / task.id)
         for path in _entries(self._folders.results / task.id):
             if path != self._folders.result(task.id, task.attempt):
-                remove_tree(path)
+                remove_if_possible(path)
         for attempt in _entries(self._folders.attempts(task.id)):
             for name in (OUTPUT_FOLDER, STAGING_FOLDER):
-                remove_tree(attempt / name)
+                remove_if_possible(attempt / name)
 
     def _step(self, name: str, after: timedelta | None, act: Callable[[EndedTask], None]) -> None:
         """Do `act`, and count the bytes anew, for each task that ended `after` ago since the last time."""
@@ -196,7 +196,7 @@ class Sweeper:
         limit = self._now() - self._policy.uploads
         while not self._stopping.is_set() and (paths := self._store.uploads.expire(limit, _BATCH)):
             for path in paths:
-                remove_tree(self._folders.upload(path))
+                remove_if_possible(self._folders.upload(path))
 
     def _search_orphans(self) -> None:
         """From time to time, remove files that nothing knows of; of the unfinished ones at each sweep."""
@@ -226,7 +226,7 @@ class Sweeper:
                     with suppress(FileNotFoundError):
                         if _last_change(folder / name) < oldest:
                             log.info("removing %s, which nothing knows of", name)
-                            remove_tree(folder / name)
+                            remove_if_possible(folder / name)
                 self._stopping.wait(_PAUSE_SECONDS)
 
 
@@ -244,7 +244,7 @@ def _microseconds(moment: datetime) -> int:
 
 
 def _entries(folder: Path) -> Iterable[Path]:
-    with suppress(FileNotFoundError, NotADirectoryError):
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
         return sorted(folder.iterdir())
     return []
 

@@ -7,13 +7,15 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tasks.model import OutputFormat, Params, Phase, Priority, Status, Task
 from utils.plan import VideoPlan
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -76,3 +78,14 @@ def trial_inputs() -> Path:
     if not folder.is_dir():
         pytest.skip("no trial inputs here: AVATAR_TEST_INPUTS names a folder of portraits and voices")
     return folder
+
+
+def as_nobody(action: Callable[[], T]) -> T:
+    """Return what `action` says where this user has no special rights: root may write everywhere."""
+    if os.geteuid() != 0:
+        return action()
+    os.seteuid(65534)
+    try:
+        return action()
+    finally:
+        os.seteuid(0)

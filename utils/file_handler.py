@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -19,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
+
+log = logging.getLogger("files")
 
 NOT_THERE = "there is no such file in the folders this service may read"
 """One sentence for absent, forbidden and odd alike: an answer must not tell which files exist."""
@@ -253,13 +256,36 @@ def stored_name(suffix: str) -> str:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove `path` and all below it. Links are removed, never followed; what is already gone is fine."""
+    """Remove `path` and all below it. Links are removed, never followed; what is already gone is fine.
+
+    Folders that their maker closed, as caches of some tools are, are opened. Raises OSError.
+    """
     try:
         if stat.S_ISDIR(path.lstat().st_mode):
-            shutil.rmtree(path)
+            try:
+                shutil.rmtree(path)
+            except PermissionError:
+                _open_folders(path)
+                shutil.rmtree(path)
         else:
             path.unlink()
     except FileNotFoundError:
         # A second remover (sweep and DELETE at once) took part of it: go on until nothing is left.
         if os.path.lexists(path):
             remove_tree(path)
+
+
+def remove_if_possible(path: Path) -> None:
+    """Remove like `remove_tree`, where one that cannot be removed must hold up nothing else: that is logged."""
+    try:
+        remove_tree(path)
+    except OSError as error:
+        log.error("%s cannot be removed: %s", path, error)
+
+
+def _open_folders(folder: Path) -> None:
+    folder.chmod(0o700)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _open_folders(Path(entry.path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -197,6 +198,29 @@ def test_a_crash_between_row_and_files_leaves_what_a_later_sweep_removes(
     house.restart()
     house.sweeper.sweep()
     assert house.has(task) == (False, False, False, False)
+
+
+def test_what_cannot_be_removed_holds_up_nothing_else_and_goes_once_it_can(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = house.task(), house.task()
+    real = shutil.rmtree
+
+    def failing(path: Path) -> None:
+        if first.id in str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        real(path)
+
+    monkeypatch.setattr("utils.file_handler.shutil.rmtree", failing)
+    for days, left in ((1, (True, True, True, False)), (2, (True, True, False, False)), (4, 4 * (False,))):
+        house.later(days * DAY + timedelta(minutes=1))
+        house.sweeper.sweep()
+        assert house.has(second) == left
+    assert house.has(first) == (False, True, True, True)
+    monkeypatch.undo()
+    house.later(7 * HOUR)
+    house.sweeper.sweep()
+    assert house.has(first) == 4 * (False,)
 
 
 def test_files_that_nothing_knows_of_go_once_they_are_old_enough_to_belong_to_nobody(house: House) -> None:

@@ -21,6 +21,7 @@ from tasks.model import Status
 from tasks.schema import HEAD, open_database
 from tasks.store import Store
 from tasks.trouble import DataRefused
+from tests.conftest import as_nobody
 from tests.tasks.migrations import NEXT, bring, with_one_more
 from tests.tasks.test_store import started, submit
 
@@ -145,17 +146,6 @@ def test_a_database_that_this_user_must_not_write_is_refused() -> None:
             locked.chmod(0o777)
             assert words in told
             assert "written by user" in told
-
-
-def as_nobody(action: Callable[[], str]) -> str:
-    """Return what `action` says where this user has no special rights: root may write everywhere."""
-    if os.geteuid() != 0:
-        return action()
-    os.seteuid(65534)
-    try:
-        return action()
-    finally:
-        os.seteuid(0)
 
 
 def test_a_database_that_is_held_by_another_process_is_refused_in_time(

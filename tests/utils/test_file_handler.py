@@ -7,11 +7,13 @@ import io
 import os
 import re
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import as_nobody
 from utils import file_handler
 from utils.file_handler import (
     NOT_THERE,
@@ -22,6 +24,7 @@ from utils.file_handler import (
     link_or_copy,
     open_allowed,
     open_under,
+    remove_if_possible,
     remove_tree,
     save_stream,
     stored_name,
@@ -273,3 +276,30 @@ def test_a_tree_that_another_remover_has_begun_is_finished(tmp_path: Path, monke
     monkeypatch.setattr(file_handler.shutil, "rmtree", raced)
     remove_tree(tmp_path / "tree")
     assert not (tmp_path / "tree").exists()
+
+
+def test_folders_that_their_maker_closed_are_removed_all_the_same() -> None:
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o777)
+        tree = Path(made) / "tree"
+
+        def closed_and_removed() -> bool:
+            (tree / "cache" / "deep").mkdir(parents=True)
+            (tree / "cache" / "deep" / "f").touch()
+            for folder, mode in ((tree / "cache" / "deep", 0o000), (tree / "cache", 0o500)):
+                folder.chmod(mode)
+            remove_tree(tree)
+            return tree.exists()
+
+        assert as_nobody(closed_and_removed) is False
+
+
+def test_what_cannot_be_removed_is_told_and_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(file_handler.shutil, "rmtree", failing)
+    remove_if_possible(tmp_path)
+    assert f"{tmp_path} cannot be removed" in caplog.text
