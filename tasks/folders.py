@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from tasks.spec import LOCK_FILE
 from tasks.trouble import DataRefused
 from utils.file_handler import remove_if_possible
 from utils.process import is_locked
+
+_NOBODY = ".nobody-has-this-name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class Folders:
         remove_if_possible(self.tasks / task_id)
 
     def make(self) -> None:
-        """Make what is missing. Raises DataRefused where that cannot be done."""
+        """Make what is missing. Raises DataRefused where that cannot be done, or where no result could be published."""
         try:
             for folder in (
                 self.uploads / "image",
@@ -90,3 +93,20 @@ class Folders:
                 f"the data folder {self.data} cannot be made or written: {error.strerror} ({error.filename}); "
                 "set data_dir (AVATAR_DATA_DIR) to a folder of this user"
             ) from error
+        if not _can_rename(self.tasks, self.results):
+            raise DataRefused(
+                f"nothing can be renamed from {self.tasks} to {self.results}, so no result could be published: mount "
+                "one file system for the whole data folder, and set data_dir (AVATAR_DATA_DIR) to it"
+            )
+
+
+def _can_rename(source: Path, target: Path) -> bool:
+    """Say whether files of one folder can be renamed into another, without one: the disk may be full.
+
+    The kernel looks at the mounts before it looks for the file, and they may be two of one file system.
+    """
+    try:
+        (source / _NOBODY).rename(target / _NOBODY)
+    except OSError as error:
+        return error.errno != errno.EXDEV and source.stat().st_dev == target.stat().st_dev
+    return True
