@@ -38,7 +38,7 @@ from tasks.survey import Survey, Surveyor
 from tasks.turns import NOTHING_AHEAD, Backlog
 from tasks.wake import ring
 from utils.failpoint import Point, reach
-from utils.file_handler import StorageFull, link_or_copy, remove_tree
+from utils.file_handler import StorageFull, link_or_copy, remove_tree, sync_folder
 from utils.gpu import GpuProbe
 from utils.media import AudioFacts, ImageFacts
 from utils.plan import VideoPlan, plan_video
@@ -266,6 +266,8 @@ class TaskManager:
             folder.mkdir(parents=True)
             link_or_copy(submission.image.path, folder / "image.png")
             link_or_copy(submission.audio.path, folder / "audio.wav")
+            for named in (folder, folder.parent, self.folders.tasks):
+                sync_folder(named)  # before the row: after a power cut no task may be there without its inputs
             reach(Point.INPUTS_WRITTEN)
             yield
         except BaseException as error:

@@ -160,7 +160,8 @@ def _reveal(staging: Path, results: Path) -> None:
     _sync(staging)
     results.parent.mkdir(parents=True, exist_ok=True)
     staging.rename(results)
-    _sync(results.parent)
+    for folder in (results.parent, results.parent.parent):  # the task's, and the one that names it
+        _sync(folder)
 
 
 def _sync(path: Path) -> None:
