@@ -7,7 +7,7 @@ which a living runner could be taken for a dead one: the lock ends with the last
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from tasks.placement import Placement
 from tasks.spawner import ROOT, Spawner
 from tasks.spec import BEAT_FILE, DATABASE_VARIABLE, FAILPOINT_VARIABLE, LOCK_FILE, OUTPUT_FOLDER, AttemptSpec
 from utils.plan import VideoPlan
-from utils.process import holders, try_lock
+from utils.process import holders, is_locked, try_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,16 @@ class Launcher:
             return None
 
     def kill_holders(self, task: Task) -> None:
-        """SIGKILL every process that holds the task's present attempt."""
-        for process in holders(self.folders.attempt(task.id, task.attempt) / LOCK_FILE):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        """SIGKILL every process that holds the task's present attempt or its slot, whatever its environment is."""
+        locks = [self.folders.attempt(task.id, task.attempt) / LOCK_FILE, *self._slot_locks(task.gpus, task.slot)]
+        for lock in filter(is_locked, locks):
+            for process in holders(lock):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def _slot_locks(self, gpus: Sequence[str], slot: str | None) -> list[Path]:
+        """Return the locks of a task's place, in one order for all."""
+        return [self.folders.slots / f"{name}.lock" for name in sorted(gpus or filter(None, [slot]))]
 
     def _spec(self, task: Task, placement: Placement, work: Work) -> AttemptSpec:
         folder, profile = self.folders.attempt(task.id, task.attempt), placement.profile
@@ -78,9 +84,7 @@ class Launcher:
             argv=self._argv(task, placement, folder),
             folder=str(folder),
             results=str(self.folders.result(task.id, task.attempt)),
-            slot_locks=[
-                str(self.folders.slots / f"{name}.lock") for name in sorted(placement.gpus or [placement.slot])
-            ],
+            slot_locks=[str(lock) for lock in self._slot_locks(placement.gpus, placement.slot)],
             lock_folder=str(self.folders.data),
             wake=str(self.folders.wake),
             profile=f"{task.engine}/{profile.name}",

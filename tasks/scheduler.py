@@ -309,6 +309,7 @@ class Scheduler:
         if not kill_all(below=None, marks=marks, deadline=_KILL_SECONDS, cgroup=AttemptSpec.cgroup(made[0])):
             log.error("processes of task %s outlived SIGKILL; its slot stays taken", task.id)
             return
+        self._launcher.kill_holders(task)  # what shed its marks would keep the slot from the next task
         reach(Point.ORPHAN_KILLED)
         ending = Ending.load(made[0])
         try:

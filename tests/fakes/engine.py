@@ -118,7 +118,8 @@ def escape() -> int:
     """Leave a process that nothing but its cgroup tells: another session, no parent, no environment."""
     child = "import os, time; os.fork() and os._exit(0); print(os.getpid(), flush=True); time.sleep(600)"
     command = [sys.executable, "-S", "-c", child]
-    with subprocess.Popen(command, env={}, start_new_session=True, stdout=subprocess.PIPE) as made:
+    kept = "FAKE_KEEP_FILES" not in os.environ  # what a shell starts has all that the shell has open
+    with subprocess.Popen(command, env={}, start_new_session=True, stdout=subprocess.PIPE, close_fds=kept) as made:
         pid = made.stdout.readline()
     with open(os.path.join(OUTPUT, "..", "escaped"), "wb") as file:
         file.write(pid)

@@ -137,6 +137,20 @@ def test_an_attempt_whose_files_make_no_sense_holds_up_no_other_task(bench: Benc
         assert bench.ended(manager, each).status is Status.CANCELLED
 
 
+def test_what_shed_its_environment_keeps_no_slot_from_the_next_task(bench: Bench) -> None:
+    manager = bench.open("escape", env={"FAKE_KEEP_FILES": "1"})
+    task = bench.until(
+        manager, bench.submit(manager), lambda seen: seen.phase is Phase.GENERATING and bool(seen.runner)
+    )
+    escaped = psutil.Process(int((manager.folders.attempt(task.id, 1) / "escaped").read_text()))
+    assert escaped.environ() == {}
+    os.kill(task.runner.pid, signal.SIGKILL)
+    wait_until(lambda: not escaped.is_running() or escaped.status() == psutil.STATUS_ZOMBIE)
+    bench.until(manager, task, lambda seen: seen.attempt == 2 and seen.phase is Phase.GENERATING)
+    manager.delete(task.id, "default")
+    assert bench.ended(manager, task).status is Status.CANCELLED
+
+
 @pytest.fixture
 def delegated() -> Iterator[Path]:
     """Put this process, and what it will start, into a cgroup that is delegated to it; back at the end."""
