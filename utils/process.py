@@ -19,6 +19,7 @@ import psutil
 
 LINUX = sys.platform == "linux"
 
+_CGROUP_KILL = "cgroup.kill"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
@@ -154,6 +155,9 @@ def make_cgroup(name: str) -> Path | None:
             return None
         made = own / name
         made.mkdir()
+        if not (made / _CGROUP_KILL).exists():  # before Linux 5.14
+            made.rmdir()
+            return None
     except OSError:
         return None
     return made
@@ -181,12 +185,15 @@ def _end_cgroup(cgroup: Path | None) -> bool:
     """SIGKILL all that is in the cgroup, at once, and remove it when it is empty; say whether it is."""
     if cgroup is None or not cgroup.exists():  # an earlier round removed it
         return True
-    (cgroup / "cgroup.kill").write_text("1")
-    if "populated 0" not in (cgroup / "cgroup.events").read_text():
-        return False
-    for inner in sorted(cgroup.rglob("*/"), reverse=True):
-        inner.rmdir()
-    cgroup.rmdir()
+    try:
+        (cgroup / _CGROUP_KILL).write_text("1")
+        if "populated 0" not in (cgroup / "cgroup.events").read_text():
+            return False
+        for inner in sorted(cgroup.rglob("*/"), reverse=True):
+            inner.rmdir()
+        cgroup.rmdir()
+    except OSError:  # another was faster, or something came in between
+        return not cgroup.exists()
     return True
 
 

@@ -13,7 +13,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from utils.process import LINUX, boot_id, descendants, is_alive, kill_all, marked, start_time, try_lock, watch
+from utils.process import (
+    LINUX,
+    boot_id,
+    descendants,
+    is_alive,
+    kill_all,
+    make_cgroup,
+    marked,
+    start_time,
+    try_lock,
+    watch,
+)
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 # A shell that starts a sleeper in another session, says its pid and ends, so that the sleeper is an orphan.
@@ -114,3 +125,15 @@ def test_everything_below_a_process_is_killed_but_not_the_process(mark: dict[str
 def test_killing_nothing_succeeds(mark: dict[str, str]) -> None:
     assert kill_all(below=None, marks=mark, deadline=1)
     assert psutil.pid_exists(os.getpid())
+
+
+def test_a_cgroup_that_cannot_be_ended_is_reported_and_no_error(tmp_path: Path, mark: dict[str, str]) -> None:
+    assert not kill_all(below=None, marks=mark, deadline=0.1, cgroup=tmp_path)
+    assert kill_all(below=None, marks=mark, deadline=0.1, cgroup=tmp_path / "gone")
+
+
+def test_where_the_kernel_cannot_kill_a_cgroup_none_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.process._own_cgroup", lambda: tmp_path)
+    monkeypatch.setattr(os, "getxattr", lambda path, name: b"1", raising=False)
+    assert make_cgroup("avatar-gen-1") is None
+    assert list(tmp_path.iterdir()) == []
