@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from tasks import drain
 from tasks.estimate import Work
 from tasks.finish import Ending, discard
 from tasks.launch import Launcher
-from tasks.model import ErrorCode, Event, Facts, Failure, LostRace, RunnerId, Status, Task
+from tasks.model import ErrorCode, Event, Facts, Failure, LostRace, Status, Task
 from tasks.placement import Host, Placement, choose
 from tasks.profile import EngineTable
 from tasks.settling import STATE_NAME, Loans, from_state, lend, settle, settling, to_state
@@ -269,18 +270,21 @@ class Scheduler:
                 log.exception("attempt %d of task %s cannot be looked after", task.attempt, task.id)
 
     def _look_after(self, task: Task) -> None:
-        attempt = task.id, task.attempt
-        if not self._launcher.folders.is_held(task.id, task.attempt):
+        attempt, pid = (task.id, task.attempt), self._runner_of(task)
+        # Either will do: a runner is locked before it has told its pid, and somebody may have removed the lock's file.
+        if pid is None and not self._launcher.folders.is_held(task.id, task.attempt):
             self._forget(attempt)
             self._end_orphan(task)
             return
-        if attempt not in self._watched and task.runner is not None and self._is(task.runner):
-            self._watch(task, task.runner.pid)
+        if attempt not in self._watched and pid is not None:
+            self._watch(task, pid)
         self._end_if_stuck(attempt, task)
 
-    def _is(self, runner: RunnerId) -> bool:
-        """Say whether the process of this pid, if any, is the runner: pids are reused, and machines restart."""
-        return runner.boot_id == self._boot_id and is_alive(runner.pid, runner.start_time)
+    def _runner_of(self, task: Task) -> int | None:
+        """Return the pid of the task's runner if that lives: pids are reused, and machines restart."""
+        runner = task.runner
+        lives = runner and runner.boot_id == self._boot_id and is_alive(runner.pid, runner.start_time)
+        return runner.pid if runner and lives else None
 
     def _end_if_stuck(self, attempt: tuple[str, int], task: Task) -> None:
         """Kill a runner whose heart has long stopped beating (a SIGSTOP, a dead disk); then it is reaped like any.
@@ -295,6 +299,9 @@ class Scheduler:
         elif now - heard > self._lease_seconds:
             log.error("the runner of task %s has been silent for %.0f s and is killed", task.id, now - heard)
             self._launcher.kill_holders(task)
+            with suppress(ProcessLookupError):
+                if (pid := self._runner_of(task)) is not None:
+                    os.kill(pid, signal.SIGKILL)
 
     def _forget(self, attempt: tuple[str, int]) -> None:
         descriptor = self._watched.pop(attempt, None)

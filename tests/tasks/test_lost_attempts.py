@@ -137,6 +137,23 @@ def test_an_attempt_whose_files_make_no_sense_holds_up_no_other_task(bench: Benc
         assert bench.ended(manager, each).status is Status.CANCELLED
 
 
+def test_a_lock_whose_file_somebody_removed_costs_no_attempt_and_hides_no_stopped_runner(bench: Bench) -> None:
+    settings = {**LEASE, "slots": {"cpu": 2}}
+    manager = bench.open("when_told", settings=settings, env={**claims(bench), "FAKE_GO": str(bench.folder / "go")})
+    task = bench.until(
+        manager, bench.submit(manager), lambda seen: seen.phase is Phase.GENERATING and bool(seen.runner)
+    )
+    lock = manager.folders.attempt(task.id, 1) / "lock"
+    lock.unlink()
+    bench.until(manager, bench.submit(manager), lambda seen: seen.phase is Phase.GENERATING)  # after another look
+    assert manager.view(task.id, "default").task.attempt == 1
+    os.kill(task.runner.pid, signal.SIGSTOP)
+    bench.until(manager, task, lambda seen: seen.attempt == 2)
+    (bench.folder / "go").touch()
+    assert bench.ended(manager, task).status is Status.COMPLETED
+    assert not lived_at_once(bench)
+
+
 def test_what_shed_its_environment_keeps_no_slot_from_the_next_task(bench: Bench) -> None:
     manager = bench.open("escape", env={"FAKE_KEEP_FILES": "1"})
     task = bench.until(
