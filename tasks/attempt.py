@@ -91,19 +91,19 @@ class Attempt:
         self.phase, self.fraction, self.loaded = Phase.PREPARING, 0.0, None if engine else 0.0
         self.follower = LogFollower(self.folder, self.folder / LOG_FILE, spec.progress, spec.plan.clips)
         self.notes: list[Note] = []
-        self.notes_taken = 0
-        self.log_size = 0
+        self.notes_taken = self.log_size = 0
         self.changed = self.urgent = False  # the claim has told of `preparing`
         self.stopped: Stopped | None = None
         self.kill_at: float | None = None
         self.next_tell = self.next_look = self.next_beat = self.began
         self.interrupted = self.publishing = False
+        self.tell_pulse: Callable[[], None] = self._introduce  # until the database took that
 
     def run(self) -> int:
         """Return 0 when the end is recorded, 1 when it is left to the scheduler's reaper."""
         self._listen_to_signals()
         reach(Point.ENGINE_STARTED)
-        self._try_to_tell(self._introduce)
+        self._try_to_tell(self.tell_pulse)
         reach(Point.INTRODUCED)
         try:
             ending = self._work(self.engine) if self.engine else Ending(Event.FAIL, Facts(failure=self._cannot_start()))
@@ -206,6 +206,7 @@ class Attempt:
     def _introduce(self) -> None:
         me = RunnerId(socket.gethostname(), boot_id(), os.getpid(), start_time(os.getpid()) or 0)
         self.store.note_runner(self.spec.task_id, self.spec.attempt, me)
+        self.tell_pulse = lambda: self.store.beat(self.spec.task_id, self.spec.attempt)
 
     def _look_at_row(self) -> None:
         task = self.store.get(self.spec.task_id)
@@ -229,7 +230,7 @@ class Attempt:
         if now >= self.next_beat:
             self.next_beat = now + self.spec.heartbeat_seconds
             self._show_pulse()
-            self._try_to_tell(lambda: self.store.beat(self.spec.task_id, self.spec.attempt))
+            self._try_to_tell(self.tell_pulse)
 
     def _show_pulse(self) -> None:
         """Beat where no lock of the database is in the way: who holds it for long must not cost a healthy attempt."""

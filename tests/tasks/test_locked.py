@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -9,6 +10,7 @@ from contextlib import closing
 
 from tasks.model import Status
 from tests.tasks.conftest import Bench
+from utils.process import try_lock
 
 
 def test_a_runner_works_on_while_the_database_is_locked_and_tells_its_end_later(bench: Bench) -> None:
@@ -28,3 +30,22 @@ def test_a_runner_works_on_while_the_database_is_locked_and_tells_its_end_later(
         holder.execute("ROLLBACK")
     ended = bench.ended(manager, task)
     assert (ended.status, ended.attempt, len(bench.starts_of(task))) == (Status.COMPLETED, 1, 1)
+
+
+def test_a_runner_that_could_not_say_who_it_is_says_so_later(bench: Bench) -> None:
+    runner = {"heartbeat_seconds": 0.2, "poll_seconds": 0.05}
+    manager = bench.open("hang", {"runner": runner})
+    slot = try_lock(manager.folders.slots / "cpu-0.lock")
+    task = bench.until(manager, bench.submit(manager), lambda seen: seen.status is Status.PROCESSING)
+    with closing(sqlite3.connect(manager.folders.data / "avatar.db", isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        os.close(slot)
+        log = manager.folders.attempt(task.id, 1) / "runner.log"
+        deadline, pause = time.monotonic() + 30, threading.Event()
+        while not log.exists() or "the database does not answer" not in log.read_text():
+            assert time.monotonic() < deadline, "the runner said who it is"
+            pause.wait(0.01)
+        assert manager.view(task.id, task.tenant).task.runner is None
+    bench.until(manager, task, lambda seen: seen.runner is not None)
+    manager.delete(task.id, task.tenant)
+    assert bench.ended(manager, task).status is Status.CANCELLED
