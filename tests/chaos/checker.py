@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+FULL, LIMITED = "disk full", "files limited"
 ENDED = ("completed", "failed", "cancelled")
 _NEXT = {"queued": {"processing", *ENDED}, "processing": {"queued", *ENDED}}
 
@@ -16,8 +17,8 @@ _NEXT = {"queued": {"processing", *ENDED}, "processing": {"queued", *ENDED}}
 class Event:
     """Something that the driver did or saw, `at` seconds after it began.
 
-    `what` is: accepted (key, task), seen (task, status, attempt), cancel (task), deleted (task), left (task, pids:
-    processes of a task that said it was cancelled), and, for people only, kill, disk and others.
+    `what` is: accepted (key, task, engine), seen (task, status, attempt), cancel (task), deleted (task), left (task,
+    pids: processes of a task that said it was cancelled), kill (kind), FULL, LIMITED; others are for people only.
     """
 
     at: float
@@ -27,11 +28,16 @@ class Event:
 
 @dataclass(frozen=True)
 class Final:
-    """How a task stands when all is quiet: its row, and whether its video and poster could be fetched whole."""
+    """How a task stands when all is quiet: its row, and whether its video and poster could be fetched whole.
+
+    `code` and `reason` are what was told of a failure.
+    """
 
     status: str
     attempt: int
     fetched: bool
+    code: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ def violations(history: Iterable[Event], outcome: Outcome) -> list[str]:
         *_accepted(by_kind["accepted"], deleted, outcome),
         *_paths(by_kind["seen"], outcome),
         *_ends(asked, outcome),
+        *_reasons(by_kind, outcome),
         *_starts(outcome),
         *(f"{event.facts['task']} said it was cancelled, and {event.facts['pids']} lived" for event in by_kind["left"]),
         *(f"taken twice at once: {line}" for line in outcome.taken_twice),
@@ -105,6 +112,25 @@ def _ends(asked: set[str], outcome: Outcome) -> list[str]:
             found.append(f"{task} was cancelled by nobody")
         if final.attempt > outcome.max_attempts:
             found.append(f"{task} was attempted {final.attempt} times")
+    return found
+
+
+def _reasons(by_kind: dict[str, list[Event]], outcome: Outcome) -> list[str]:
+    """Look whether each failed task failed for what was done to it, and for nothing that is the service's own fault."""
+    engines = {event.facts["task"]: event.facts.get("engine") for event in by_kind["accepted"]}
+    engine_killed = any(event.facts["kind"] == "engine" for event in by_kind["kill"])
+    no_room = bool(by_kind[FULL] or by_kind[LIMITED])
+    found = []
+    for task, final in outcome.tasks.items():
+        allowed = {
+            "interrupted": final.attempt == outcome.max_attempts,
+            "disk_full": no_room,
+            "engine_failed": engines.get(task) == "failing" or engine_killed or bool(by_kind[LIMITED]),
+        }
+        if bool(final.code and final.reason) != (final.status == "failed"):
+            found.append(f"{task} is {final.status} and told {final.code}: {final.reason}")
+        elif final.code and (not allowed.get(final.code, False) or "the service" in (final.reason or "")):
+            found.append(f"{task} failed at attempt {final.attempt} for no cause, {final.code}: {final.reason}")
     return found
 
 

@@ -26,7 +26,7 @@ import psutil
 import urllib3
 
 from tests.chaos import rig
-from tests.chaos.checker import ENDED, Event, Final, Outcome, violations
+from tests.chaos.checker import ENDED, FULL, LIMITED, Event, Final, Outcome, violations
 from tests.e2e.conftest import Service
 from utils.process import is_alive, marked
 
@@ -79,6 +79,7 @@ class Chaos:
     kills: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
     unanswered: dict[str, dict[str, Any]] = field(default_factory=dict)  # key -> body of a submit without an answer
+    locker: sqlite3.Connection | None = None
     due: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
 
     def run(self, kills: int) -> Report:
@@ -125,7 +126,7 @@ class Chaos:
             (self.kill_master, 2), (self.kill_all_web, 2), (self.kill_runner_and_scheduler, 3), (self.stop_runner, 2),
             (self.stop_worker, 1), (self.stop_spawner_and_kill_scheduler, 1),
             (self.limit_files if self.not_mounted else self.fill_disk, 1),
-            (self.jump_clock, 0 if self.clock.problem else 2),
+            (self.jump_clock, 0 if self.clock.problem else 2), (self.lock_database, 1),
         ]  # fmt: skip
         looker = threading.Thread(target=self._look, name="look")
         looker.start()
@@ -160,7 +161,7 @@ class Chaos:
         status, answer = self._call("POST", "/api/v1/generate", json=body, headers={"Idempotency-Key": key})
         if status == 201:
             self.unanswered.pop(key, None)
-            self.note("accepted", key=key, task=answer["task_id"])
+            self.note("accepted", key=key, task=answer["task_id"], engine=body["engine"])
         else:
             self.note("not-accepted", key=key, status=status)
 
@@ -176,15 +177,18 @@ class Chaos:
             return
         self.note("cancel", task=task)  # also without an answer it may have been taken
         status, _ = self._call("DELETE", f"/api/v1/task/{task}")
-        if status == 204 or (status is None and self._row(task) is None) or status == 410:
-            self.note("deleted", task=task)
-        else:
-            self.note("not-deleted", task=task, status=status)
+        self.note("deleted" if status in (204, 410) else "not-deleted", task=task, status=status)
+
+    def _note_late_deletes(self) -> None:
+        """Note the tasks that were deleted after the client had given up on an answer; they must be told as gone."""
+        for event in list(self.history):
+            if event.what == "not-deleted" and event.facts["status"] is None and self._row(event.facts["task"]) is None:
+                self.note("deleted", task=event.facts["task"])
 
     def fill_disk(self) -> None:
         """Leave no room for a second, with what is running."""
         filler = self.service.data / "filler"
-        self._note_other("disk full")
+        self._note_other(FULL)
         with suppress(OSError), filler.open("wb") as file:
             while True:
                 file.write(bytes(2**20))
@@ -192,7 +196,7 @@ class Chaos:
 
     def limit_files(self) -> None:
         """Let no process of the service write a large file for a second; where no disk can be mounted to be filled."""
-        self._note_other("files limited")
+        self._note_other(LIMITED)
         rig.limit_files(self._ours(), limited=True)
         self._later(1.0, lambda: rig.limit_files(self._ours(), limited=False))
 
@@ -209,6 +213,21 @@ class Chaos:
         self._note_other("clock jumped")
         self.clock.jump(days)
         self._later(self.random.uniform(1.5, 4.0), lambda: self.clock.jump(0))
+
+    def lock_database(self) -> None:
+        """Let nobody write a row for longer than a runner may be silent."""
+        if self.locker is not None:
+            return
+        with suppress(sqlite3.OperationalError):  # where the disk has no room for the write-ahead log's index
+            self.locker = sqlite3.connect(self.service.data / "avatar.db", timeout=0.5, isolation_level=None)
+            self.locker.execute("BEGIN IMMEDIATE")
+            self._note_other("database locked")
+        self._later(float(_SETTINGS["AVATAR_RUNNER__LEASE_SECONDS"]) + 1.0, self._unlock)
+
+    def _unlock(self) -> None:
+        if self.locker is not None:
+            self.locker.close()
+            self.locker = None
 
     def _note_other(self, what: str) -> None:
         self.others[what] += 1
@@ -366,6 +385,7 @@ class Chaos:
         self._until("every submit is answered", self._all_answered)
         self._until("every task has ended", lambda: not self._open_tasks())
         rig.sweep_later(self.service.data, self.folder / "engines.yaml")
+        self._note_late_deletes()
         deleted = {event.facts["task"] for event in self.history if event.what == "deleted"}
         gone = frozenset(task for task in deleted if self._call("GET", f"/api/v1/task/{task}")[0] == 410)
         tasks = {task: self._final(task) for (task,) in self._query("SELECT id FROM tasks")}
@@ -395,7 +415,7 @@ class Chaos:
 
     def _final(self, task_id: str) -> Final:
         _, task = self._call("GET", f"/api/v1/task/{task_id}")
-        return Final(task["status"], task["attempt"], self._fetched(task))
+        return Final(task["status"], task["attempt"], self._fetched(task), task["error_code"], task["error"])
 
     def _fetched(self, task: dict[str, Any]) -> bool:
         """Say whether the video can be fetched, as it was described."""

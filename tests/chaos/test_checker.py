@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.chaos.checker import Event, Final, Outcome, violations
+from tests.chaos.checker import FULL, Event, Final, Outcome, violations
 
 GOOD = [
     Event(0.0, "accepted", {"key": "k", "task": "a"}),
@@ -36,7 +36,7 @@ def test_a_good_history_has_no_violation() -> None:
         ([Event(1, "accepted", {"key": "k", "task": "b"})], END, "key k"),
         ([Event(1, "deleted", {"task": "a"})], END, "deleted and is there"),
         ([], replace(END, gone=frozenset()), "not told as gone"),
-        ([], replace(END, tasks={**END.tasks, "x": Final("failed", 1, False)}), "accepted for nobody"),
+        ([], replace(END, tasks={**END.tasks, "x": Final("failed", 1, False, "oom", "x")}), "accepted for nobody"),
         ([seen("processing", 2)], END, "became processing"),
         ([seen("failed", 2)], END, "became failed"),
         ([], replace(END, tasks={"a": Final("cancelled", 2, False)}), "became cancelled"),
@@ -66,3 +66,37 @@ def test_each_wrong_end_is_found(path: list[tuple[str, int]], end: Final, words:
     history = [GOOD[0], *(seen(status, attempt) for status, attempt in path)]
     found = violations(history, Outcome({"a": end}, frozenset(), [], [], [], 2))
     assert any(words in line for line in found)
+
+
+def failed(code: str | None, reason: str | None, attempt: int = 1, status: str = "failed") -> list[str]:
+    """Return what is found of a task that ended so after one of its engines was killed on a disk that was full."""
+    history = [Event(0.0, "accepted", {"key": "k", "task": "a", "engine": "short"}), *(CAUSES if attempt else [])]
+    end = Final(status, attempt, status == "completed", code, reason)
+    return violations(history, Outcome({"a": end}, frozenset(), [], [], [], 2))
+
+
+CAUSES = [Event(0.1, "kill", {"kind": "engine"}), Event(0.2, FULL, {})]
+
+
+def test_a_failure_with_a_cause_and_a_reason_is_none() -> None:
+    for code, attempt in (("engine_failed", 1), ("disk_full", 1), ("interrupted", 2)):
+        assert failed(code, "it was so", attempt) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "attempt", "status", "words"),
+    [
+        (None, None, 1, "failed", "told None"),
+        ("engine_failed", "", 1, "failed", "told engine_failed"),
+        ("engine_failed", "left over", 1, "completed", "completed and told"),
+        ("interrupted", "killed", 1, "failed", "for no cause, interrupted"),
+        ("engine_failed", "exit 1", 0, "failed", "for no cause, engine_failed"),
+        ("disk_full", "no room", 0, "failed", "for no cause, disk_full"),
+        ("hung", "silent", 1, "failed", "for no cause, hung"),
+        ("engine_failed", "the service failed while it looked", 1, "failed", "for no cause"),
+    ],
+)
+def test_each_failure_without_a_cause_or_a_reason_is_found(
+    code: str | None, reason: str | None, attempt: int, status: str, words: str
+) -> None:
+    assert any(words in line for line in failed(code, reason, attempt, status))
