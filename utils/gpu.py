@@ -107,11 +107,6 @@ def look(timeout: float = 30.0) -> GpuSnapshot:
         once.stop()
 
 
-def probe() -> tuple[Gpu, ...]:
-    """Return the GPUs that can be used, none where there is no driver. May take long: not for a request's thread."""
-    return look().gpus
-
-
 class _View(NamedTuple):
     """All that `snapshot` needs, replaced as a whole: it can then be read without a lock."""
 

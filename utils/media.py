@@ -28,8 +28,7 @@ from utils.file_handler import FULL, StorageFull, created, open_under, sync_fold
 from utils.media_kinds import Kind, MediaError, MediaLimits
 
 __all__ = [
-    "AudioFacts", "ImageFacts", "MediaError", "MediaJob", "MediaLimits", "MediaUnavailable", "normalise",
-    "normalise_audio", "normalise_image", "read_facts",
+    "AudioFacts", "ImageFacts", "MediaError", "MediaJob", "MediaLimits", "MediaUnavailable", "normalise", "read_facts",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -102,22 +101,6 @@ def normalise(jobs: Sequence[MediaJob], limits: MediaLimits) -> list[Outcome]:
     return outcomes
 
 
-def normalise_image(source: Path, destination: Path, limits: MediaLimits) -> ImageFacts:
-    """Make one picture canonical. Raises MediaError and whatever `normalise` raises."""
-    (outcome,) = normalise([MediaJob("image", source, destination)], limits)
-    if not isinstance(outcome, ImageFacts):
-        raise _as_error(outcome)
-    return outcome
-
-
-def normalise_audio(source: Path, destination: Path, limits: MediaLimits) -> AudioFacts:
-    """Make one recording canonical. Raises MediaError and whatever `normalise` raises."""
-    (outcome,) = normalise([MediaJob("audio", source, destination)], limits)
-    if not isinstance(outcome, AudioFacts):
-        raise _as_error(outcome)
-    return outcome
-
-
 def read_facts(path: Path, kind: Kind) -> ImageFacts | AudioFacts:
     """Read the header of a canonical file. Raises MediaError for any other file; nothing is decoded."""
     try:
@@ -141,10 +124,6 @@ def _wav_facts(path: Path) -> AudioFacts:
         if file.getsampwidth() != 2 or not rate:
             raise ValueError
     return AudioFacts(samples / rate, rate, channels, samples)
-
-
-def _as_error(outcome: Outcome) -> Exception:
-    return outcome if isinstance(outcome, MediaError) else MediaUnavailable("the media child answered another question")
 
 
 # -- the child -----------------------------------------------------------------------------------------------------

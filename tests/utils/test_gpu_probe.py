@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from tests.fakes.nvml import build as nvml
 from tests.fakes.nvml.build import FakeGpu, FakeMig, FakeProcess, fleet
 from utils import gpu as module
-from utils.gpu import Gpu, GpuProbe, GpuProcess, GpuSnapshot, look, probe
+from utils.gpu import Gpu, GpuProbe, GpuProcess, GpuSnapshot, look
 
 # The deadline of tests that do not wait for it to pass; a sweep of a machine under load must fit.
 AMPLE = 30.0
@@ -108,21 +108,21 @@ def test_every_fleet_is_told_as_it_is(machine: Path, started: Callable[..., GpuP
 
 def test_free_memory_is_less_than_total_by_what_is_reserved_and_used(machine: Path) -> None:
     nvml.write(machine, [FakeGpu("GPU-a", A100, 80.0, free_gib=79.1, reserved_gib=0.6)])
-    (gpu,) = probe()
+    (gpu,) = look().gpus
     assert (gpu.total_gib, gpu.free_gib) == (80.0, 79.1)
 
 
 def test_processes_are_told_with_what_they_hold(machine: Path) -> None:
     busy = FakeGpu("GPU-a", free_gib=30.0, processes=(FakeProcess(4711, 41.5), FakeProcess(4712)))
     nvml.write(machine, [busy, FakeGpu("GPU-b")])
-    first, second = probe()
+    first, second = look().gpus
     assert first.processes == (GpuProcess(4711, 41.5), GpuProcess(4712, None))
     assert second.processes == ()
 
 
 def test_how_busy_a_gpu_is_is_told_where_nvml_tells_it(machine: Path) -> None:
     nvml.write(machine, [FakeGpu("GPU-a", load=85), FakeGpu("GPU-b")])
-    assert [gpu.load for gpu in probe()] == [0.85, None]
+    assert [gpu.load for gpu in look().gpus] == [0.85, None]
 
 
 def test_an_old_driver_is_asked_in_the_old_way(machine: Path) -> None:
@@ -131,7 +131,7 @@ def test_an_old_driver_is_asked_in_the_old_way(machine: Path) -> None:
         machine, [FakeGpu("GPU-a", free_gib=70.0, processes=(FakeProcess(1, 1.0),))],
         fail=dict.fromkeys(newer, nvml.FUNCTION_NOT_FOUND),
     )  # fmt: skip
-    assert probe() == (Gpu(0, "NVIDIA H100 80GB HBM3", "GPU-a", 80.0, 70.0, (9, 0), board="GPU-a"),)
+    assert look().gpus == (Gpu(0, "NVIDIA H100 80GB HBM3", "GPU-a", 80.0, 70.0, (9, 0), board="GPU-a"),)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_without_a_driver_there_are_no_gpus(tmp_path: Path, monkeypatch: pytest.
     told = look()
     assert (told.gpus, told.driver, told.stale) == ((), None, False)
     assert told.reason == "no NVIDIA driver here: libnvidia-ml.so.1 is not installed"
-    assert probe() == ()
+    assert look().gpus == ()
 
 
 # --- lost GPUs, MIG ----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import io
 import os
 import wave
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -19,14 +20,20 @@ from utils.media import (
     MediaJob,
     MediaLimits,
     normalise,
-    normalise_audio,
-    normalise_image,
     read_facts,
 )
+from utils.media_kinds import Kind
 
 LIMITS = MediaLimits()
 RED, GREEN, BLUE = (250, 10, 10), (10, 200, 10), (10, 10, 250)
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def made(kind: Kind, source: Path, destination: Path) -> Any:
+    """Make one medium canonical and return its facts."""
+    (outcome,) = normalise([MediaJob(kind, source, destination)], LIMITS)
+    assert not isinstance(outcome, MediaError), outcome
+    return outcome
 
 
 def marked(mode: str = "RGB") -> Image.Image:
@@ -45,7 +52,7 @@ def stored(picture: Image.Image, kind: str, folder: Path, **options: object) -> 
 def canonical(source: Path) -> Image.Image:
     destination = source.with_suffix(".png")
     destination.unlink(missing_ok=True)
-    facts = normalise_image(source, destination, LIMITS)
+    facts = made("image", source, destination)
     assert read_facts(destination, "image") == facts
     with Image.open(destination) as result:
         result.load()
@@ -179,7 +186,7 @@ def loudest_hertz(sound: np.ndarray, rate: int) -> float:
      ("adts", "aac"), ("ogg", "libopus"), ("ogg", "flac"), ("flac", "flac"), ("webm", "libopus"), ("matroska", "flac")],
 )  # fmt: skip
 def test_each_accepted_recording_keeps_its_length_and_tone(tmp_path: Path, container: str, codec: str) -> None:
-    facts = normalise_audio(tone(tmp_path / "source", container, codec), tmp_path / "wav", LIMITS)
+    facts = made("audio", tone(tmp_path / "source", container, codec), tmp_path / "wav")
     written, sound = samples_of(tmp_path / "wav")
     assert facts == written == read_facts(tmp_path / "wav", "audio")
     assert (facts.sample_rate, facts.channels) == (48000, 1)
@@ -190,14 +197,14 @@ def test_each_accepted_recording_keeps_its_length_and_tone(tmp_path: Path, conta
 
 def test_vorbis_is_read(tmp_path: Path) -> None:
     source = tone(tmp_path / "source", "ogg", "vorbis", layout="stereo")
-    assert normalise_audio(source, tmp_path / "wav", LIMITS).channels == 2
+    assert made("audio", source, tmp_path / "wav").channels == 2
 
 
 @pytest.mark.parametrize(("rate", "wanted"), [(4000, 8000), (8000, 8000), (11025, 11025), (22050, 22050),
                                               (44100, 44100), (48000, 48000), (192000, 48000)])  # fmt: skip
 def test_the_sources_rate_is_kept_within_8_and_48_khz(tmp_path: Path, rate: int, wanted: int) -> None:
     source = tone(tmp_path / "source", "wav", "pcm_s16le", rate=rate)
-    facts = normalise_audio(source, tmp_path / "wav", LIMITS)
+    facts = made("audio", source, tmp_path / "wav")
     _, sound = samples_of(tmp_path / "wav")
     assert facts.sample_rate == wanted
     assert facts.seconds == pytest.approx(1.0, abs=0.01)
@@ -207,7 +214,7 @@ def test_the_sources_rate_is_kept_within_8_and_48_khz(tmp_path: Path, rate: int,
 @pytest.mark.parametrize(("layout", "channels"), [("mono", 1), ("stereo", 2), ("2.1", 2), ("5.1", 2), ("7.1", 2)])
 def test_more_than_two_channels_are_mixed_down(tmp_path: Path, layout: str, channels: int) -> None:
     source = tone(tmp_path / "source", "wav", "pcm_s16le", layout=layout)
-    assert normalise_audio(source, tmp_path / "wav", LIMITS).channels == channels
+    assert made("audio", source, tmp_path / "wav").channels == channels
     _, sound = samples_of(tmp_path / "wav")
     assert loudest_hertz(sound[:, 0], 48000) == pytest.approx(440, abs=2)
 
@@ -218,7 +225,7 @@ def test_a_wav_written_into_a_pipe_counts_by_its_samples(tmp_path: Path, size: i
     data = source.read_bytes()
     at = data.index(b"data") + 4
     source.write_bytes(data[:at] + size.to_bytes(4, "little") + data[at + 4 :])
-    assert normalise_audio(source, tmp_path / "wav", LIMITS).samples == 48000
+    assert made("audio", source, tmp_path / "wav").samples == 48000
 
 
 def test_samples_of_a_wav_are_kept_bit_for_bit(tmp_path: Path) -> None:
@@ -228,7 +235,7 @@ def test_samples_of_a_wav_are_kept_bit_for_bit(tmp_path: Path) -> None:
         file.setsampwidth(2)
         file.setframerate(22050)
         file.writeframes(noise.tobytes())
-    normalise_audio(tmp_path / "source", tmp_path / "wav", LIMITS)
+    made("audio", tmp_path / "source", tmp_path / "wav")
     assert np.array_equal(samples_of(tmp_path / "wav")[1], noise)
 
 
@@ -237,7 +244,7 @@ def test_an_id3_tag_hides_no_format(tmp_path: Path) -> None:
     for container, codec in (("flac", "flac"), ("mp3", "libmp3lame"), ("adts", "aac")):
         source = tone(tmp_path / codec, container, codec)
         source.write_bytes(tag + source.read_bytes())
-        facts = normalise_audio(source, tmp_path / f"{codec}.wav", LIMITS)
+        facts = made("audio", source, tmp_path / f"{codec}.wav")
         assert facts.seconds == pytest.approx(1.0, abs=0.06)
 
 
