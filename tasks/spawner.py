@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -128,11 +129,17 @@ def main(argv: list[str]) -> int:
     gc.freeze()  # what was imported stays: no collection in a runner touches, and so copies, its pages
     channel = socket.socket(fileno=int(argv[1]))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # runners that end need no waiting for
-    channel.send(b"ready")
+    with suppress(BrokenPipeError):  # its scheduler died while it started, or forked
+        channel.send(b"ready")
+        _fork_on_request(channel)
+    return 0
+
+
+def _fork_on_request(channel: socket.socket) -> None:
     while True:
         request, descriptors, _, _ = socket.recv_fds(channel, _REQUEST_BYTES, 1)
         if not request:
-            return 0
+            return
         asked = json.loads(request)
         arm(asked["environment"].get(FAILPOINT_VARIABLE, ""))  # for itself and for the runner
         pid = os.fork()
