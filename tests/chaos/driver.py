@@ -124,7 +124,7 @@ class Chaos:
             (self.submit, 30), (self.cancel, 5), (self.delete, 3), (self.submit_again, 3), (self.kill_runner, 8),
             (self.kill_engine, 4), (self.kill_spawner, 3), (self.kill_worker, 3), (self.kill_scheduler, 3),
             (self.kill_master, 2), (self.kill_all_web, 2), (self.kill_runner_and_scheduler, 3), (self.stop_runner, 2),
-            (self.stop_worker, 1), (self.stop_spawner_and_kill_scheduler, 1),
+            (self.stop_worker, 1), (self.kill_everything, 1), (self.stop_spawner_and_kill_scheduler, 1),
             (self.limit_files if self.not_mounted else self.fill_disk, 1),
             (self.jump_clock, 0 if self.clock.problem else 2), (self.lock_database, 1),
         ]  # fmt: skip
@@ -260,6 +260,16 @@ class Chaos:
     def kill_all_web(self) -> None:
         for process in self.service.processes():
             self._kill("web", process, count=1 if process.pid == self.service.process.pid else 0)
+        self.service.process.wait(10)
+
+    def kill_everything(self) -> None:
+        """All at once, as the end of a container or of the power does: nobody sees another die."""
+        ours = self._ours()
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for process in ours:
+                self._signal(process, number)
+        self.kills["everything"] += 1
+        self.note("kill", kind="everything", pids=[process.pid for process in ours])
         self.service.process.wait(10)
 
     def kill_runner_and_scheduler(self) -> None:
