@@ -12,7 +12,7 @@ from flask import Response, request
 from api_schema import TASK_ID, LogQuery, TaskQuery, TasksAnswer, TasksQuery
 from task_manager import TaskManager, TaskUnknown, TaskView
 from tasks.model import Status, Task
-from utils.file_handler import open_under
+from utils.file_handler import PathRefused, open_under
 from web import answers
 from web.answers import Shown
 from web.callers import seen_tenant
@@ -105,9 +105,13 @@ def delete(manager: TaskManager, links: Links, task_id: str) -> Response:
 def log(manager: TaskManager, task_id: str) -> Response:
     """Answer with the engine's log from a byte on, and tell where to go on."""
     offset = parse_query(LogQuery).offset
-    view = manager.view(known_id(task_id), seen_tenant())
-    path = manager.log_file(view.task)
-    text, end = read_log(path, offset) if path else (b"", 0)
+    tenant = seen_tenant()
+    path = manager.log_file(manager.view(known_id(task_id), tenant).task)
+    try:
+        text, end = read_log(path, offset) if path else (b"", 0)
+    except PathRefused:  # an engine put something else in its place
+        manager.log_file(manager.view(task_id, tenant).task)  # or it has gone since: 410
+        text, end = b"", 0
     headers = {"X-Log-Offset": str(end), "Cache-Control": "private, no-cache"}
     return Response(text, headers=headers, content_type="text/plain; charset=utf-8")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -207,6 +209,33 @@ def test_a_log_shorter_than_the_offset_is_a_new_one(service: Service) -> None:
     write_log(service, task, b"short\n")
     answer = service.client.get(url(task, "/log?offset=1000"))
     assert (answer.text, answer.headers["X-Log-Offset"]) == ("short\n", "6")
+
+
+def test_a_log_in_whose_place_an_engine_put_a_link_is_empty_and_follows_it_nowhere(
+    service: Service, tmp_path: Path
+) -> None:
+    task = service.start(service.submit())
+    (tmp_path / "secret").write_text("secret")
+    write_log(service, task, b"")
+    log = service.manager.folders.attempt(task.id, task.attempt) / "engine.log"
+    log.unlink()
+    log.symlink_to(tmp_path / "secret")
+    answer = service.client.get(url(task, "/log"))
+    assert (answer.status_code, answer.text, answer.headers["X-Log-Offset"]) == (200, "", "0")
+
+
+def test_a_log_that_goes_while_it_is_asked_for_is_gone(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = service.complete(service.start(service.submit()))
+    write_log(service, task, b"log")
+    found = service.manager.log_file(task)
+
+    def goes(asked: Task) -> Path | None:
+        monkeypatch.undo()
+        shutil.rmtree(service.manager.folders.attempts(task.id))
+        return found
+
+    monkeypatch.setattr(service.manager, "log_file", goes)
+    assert service.client.get(url(task, "/log")).status_code == 410
 
 
 def test_a_long_log_comes_in_pieces(service: Service) -> None:
