@@ -32,9 +32,12 @@ class _Tail:
 
     def pieces(self) -> Iterator[tuple[str, bool]]:
         """Yield what came since the last call, as (text, whether it ended in a newline)."""
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            new = file.read(_CHUNK)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                new = file.read(_CHUNK)
+        except OSError:  # the engine removed it: there is nothing new, and nothing wrong with its work
+            return
         self.offset += len(new)
         *ended, self.rest = re.split(rb"(\r\n|[\r\n])", self.rest + new)
         self.rest = self.rest[-_LONGEST:]

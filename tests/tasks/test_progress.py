@@ -95,3 +95,13 @@ def test_without_patterns_nothing_is_read(tmp_path: Path) -> None:
     (tmp_path / "engine.log").write_text("complete prepare\n")
     follow = follower(tmp_path, Patterns())
     assert (follow.read(), follow.bytes_read) == ([], 0)
+
+
+def test_a_log_that_the_engine_removes_and_writes_anew_costs_nothing(tmp_path: Path, log: Path) -> None:
+    log.write_text("complete prepare\n" + BAR)
+    follow = follower(tmp_path)
+    before = follow.read()
+    log.unlink()
+    assert (len(before), follow.read()) == (2, [])
+    log.write_text("complete prepare\n" + BAR * 3)
+    assert follow.read()[-1].fraction > before[-1].fraction
