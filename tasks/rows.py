@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Row
 
@@ -24,6 +24,11 @@ from tasks.model import (
 )  # fmt: skip
 from utils.plan import VideoPlan
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+
 _PLAIN = (
     "id", "seq", "tenant", "version", "attempt", "cancel_requested", "engine", "profile", "metadata", "submit_time",
     "updated_at", "start_time", "finish_time", "work_seconds", "estimated_seconds", "progress", "eta_seconds", "slot",
@@ -40,15 +45,20 @@ def task_from_row(row: Row[Any]) -> Task:
         status=Status(values["status"]),
         phase=Phase(values["phase"]),
         priority=Priority(values["priority"]),
-        params=Params(**{**params, "output_format": OutputFormat(params["output_format"])}),
-        plan=VideoPlan(**values["plan"]),
-        adjustments=tuple(Adjustment(**item) for item in values["adjustments"]),
-        notes=tuple(Note(**item) for item in values["notes"]),
+        params=_known(Params, {**params, "output_format": OutputFormat(params["output_format"])}),
+        plan=_known(VideoPlan, values["plan"]),
+        adjustments=tuple(_known(Adjustment, item) for item in values["adjustments"]),
+        notes=tuple(_known(Note, item) for item in values["notes"]),
         gpus=tuple(values["gpus"] or ()),
-        runner=RunnerId(**runner) if runner else None,
-        failure=Failure(**{**failure, "code": ErrorCode(failure["code"])}) if failure else None,
-        result=Result(**{**result, "video": Video(**result["video"])}) if result else None,
+        runner=_known(RunnerId, runner) if runner else None,
+        failure=_known(Failure, {**failure, "code": ErrorCode(failure["code"])}) if failure else None,
+        result=_known(Result, {**result, "video": _known(Video, result["video"])}) if result else None,
     )
+
+
+def _known(kind: type[T], told: dict[str, Any]) -> T:
+    """Return the value of which `told` has the fields, and perhaps some that a later release added."""
+    return kind(**{field.name: told[field.name] for field in fields(kind) if field.name in told})
 
 
 def row_from_task(task: Task) -> dict[str, Any]:
@@ -68,3 +78,9 @@ def row_from_task(task: Task) -> dict[str, Any]:
         "failure": asdict(task.failure) if task.failure else None,
         "result": asdict(task.result) if task.result else None,
     }
+
+
+def changes(before: Task, after: Task) -> dict[str, Any]:
+    """Return the columns in which the two differ: a later release may keep more in the others than this one reads."""
+    old = row_from_task(before)
+    return {name: value for name, value in row_from_task(after).items() if value != old[name]}

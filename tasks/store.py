@@ -27,7 +27,7 @@ from tasks.keys import ApiKeys
 from tasks.learning import learn, learned
 from tasks.model import Event, Facts, LostRace, Note, Phase, RunnerId, Status, Task, advance
 from tasks.policy import NO_QUOTAS, Quotas
-from tasks.rows import row_from_task, task_from_row
+from tasks.rows import changes, row_from_task, task_from_row
 from tasks.schema import idempotency_keys, open_database, tasks
 from tasks.service_state import ServiceState
 from tasks.turns import NOTHING_AHEAD, Backlog, read_line
@@ -371,7 +371,7 @@ class Store:
             tasks.c.id == before.id, tasks.c.status == before.status.value, tasks.c.version == before.version,
             tasks.c.attempt == before.attempt,
         )  # fmt: skip
-        if db.execute(update(tasks).where(as_read).values(row_from_task(after))).rowcount != 1:
+        if db.execute(update(tasks).where(as_read).values(changes(before, after))).rowcount != 1:
             raise LostRace
         totals.add(db, totals.change(before, after, lesson.load_seconds if lesson else None))
         return after

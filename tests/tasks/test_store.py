@@ -6,7 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import select, update
 
 from tasks.estimate import Learned, Lesson
 from tasks.model import (
@@ -30,7 +31,7 @@ from tasks.model import (
     Status,
     Task,
 )
-from tasks.schema import HEAD, metadata, open_database
+from tasks.schema import HEAD, metadata, open_database, tasks
 from tasks.store import AlreadyAccepted, IdempotencyKey, KeyReused, QueueFull, Store
 from tasks.turns import Backlog
 from tasks.uploads import Upload
@@ -92,6 +93,19 @@ def test_what_is_written_is_what_is_read(store: Store) -> None:
     )
     assert store.get(task.id) == task
     assert task.seq == 1
+
+
+def test_what_a_later_release_keeps_in_a_row_is_passed_over_and_left_there(store: Store) -> None:
+    """A runner lives through a deployment, and may find what its own release did not know."""
+    task = started(store)
+    params = {**asdict(task.params), "camera": "close"}
+    with store._writing.begin() as db:
+        db.execute(update(tasks).where(tasks.c.id == task.id).values(params=params))
+    assert store.get(task.id) == task
+    store.report(task.id, 1, phase=Phase.GENERATING, progress=0.5, eta_seconds=1.0)
+    store.finish(task.id, 1, Event.COMPLETE, DONE)
+    with store._engine.begin() as db:
+        assert db.execute(select(tasks.c.params)).scalar_one() == params
 
 
 def test_of_two_writers_that_read_the_same_row_one_wins(store: Store) -> None:
