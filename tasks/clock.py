@@ -62,16 +62,22 @@ class ClockGuard:
         else:
             passed = steady - self._last[1]
             if abs((wall - self._last[0]) - passed) > JUMP:
+                if not self._jumped:  # this process may die before the clock is right again
+                    self._keep(*self._last, GRACE)
                 self._jumped = True
                 return self._tell(_JUMPED.format(wall))
             self._hold = GRACE if self._jumped else max(timedelta(0), self._hold - passed)
             self._jumped = False
         self._last = wall, steady
-        self.state.set(BEAT, {
-            "at": wall.timestamp(), "hold_seconds": self._hold.total_seconds(),
-            "counted": steady.total_seconds(), "boot": self.boot,
-        })  # fmt: skip
+        self._keep(wall, steady, self._hold)
         return self._tell(self._held())
+
+    def _keep(self, wall: datetime, steady: timedelta, hold: timedelta) -> None:
+        """Store when the clock was right, and for how long from now on nothing may be removed, for the next process."""
+        self.state.set(BEAT, {
+            "at": wall.timestamp(), "hold_seconds": hold.total_seconds(), "counted": steady.total_seconds(),
+            "boot": self.boot,
+        })  # fmt: skip
 
     def _begin(self, wall: datetime, steady: timedelta) -> timedelta:
         """Return for how long nothing may be removed, going by the last beat of any process before this one."""

@@ -350,6 +350,20 @@ def test_a_jump_while_one_process_takes_the_sweep_over_from_another_holds_it_for
     assert house.has(old)[0]
 
 
+def test_a_jump_that_only_a_process_saw_that_died_since_holds_the_sweep_for_a_day(house: House) -> None:
+    house.sweeper.sweep()
+    house.now -= 30 * DAY
+    house.later(timedelta(seconds=1))
+    house.sweeper.sweep()
+    meanwhile = house.task()  # a month old by its row
+    house.now += 30 * DAY
+    house.later(timedelta(seconds=1))
+    house.restart()
+    house.sweeper.sweep()
+    assert "wrong" in stopped_reason(house.store.state)
+    assert house.has(meanwhile) == 4 * (True,)
+
+
 @pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has no clock that counts sleep")
 def test_the_counting_clock_is_the_one_that_counts_sleep() -> None:
     assert abs(counted().total_seconds() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 60
