@@ -72,6 +72,13 @@ class ClockGuard:
         self._keep(wall, steady, self._hold)
         return self._tell(self._held())
 
+    def distrust(self) -> None:
+        """Let nothing be removed for GRACE: there is what only a clock can have made that was wrong between beats."""
+        if self._last is not None:
+            self._hold = GRACE
+            self._keep(*self._last, GRACE)
+            self._tell(self._held())
+
     def _keep(self, wall: datetime, steady: timedelta, hold: timedelta) -> None:
         """Store when the clock was right, and for how long from now on nothing may be removed, for the next process."""
         self.state.set(BEAT, {
@@ -87,6 +94,11 @@ class ClockGuard:
         absence = wall - datetime.fromtimestamp(before["at"], UTC)
         jumped = before.get("boot") == self.boot and abs(absence - (steady - _seconds(before["counted"]))) > JUMP
         return GRACE if abs(absence) > ABSENCE or jumped else _seconds(before["hold_seconds"])
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing may be removed at present, as of the last word of this guard."""
+        return bool(self._hold)
 
     def _held(self) -> str:
         if not self._hold:

@@ -112,6 +112,8 @@ class Sweeper:
         self._store.ended.forget_old_keys()
         self._step("settled", _SETTLE_AFTER, self._settle)
         self._expire_tasks()
+        if self._guard.held:
+            return
         self._step("inputs", self._policy.inputs, lambda task: remove_if_possible(self._folders.inputs(task.id)))
         self._step("logs", self._policy.logs, lambda task: remove_if_possible(self._folders.attempts(task.id)))
         self._keep_to_quota()
@@ -129,7 +131,18 @@ class Sweeper:
         if self._policy.results is not None:
             limit = self._now() - self._policy.results
             for batch in self._batches(lambda: self._store.ended.until(limit, _BATCH)):
+                if self._are_too_old(batch):
+                    return
                 self._remove(batch)
+
+    def _are_too_old(self, expired: list[EndedTask]) -> bool:
+        """Say whether some were not there when all that ended so long ago was settled: then their age is wrong."""
+        late = [task for task in expired if task.stored_bytes is None]
+        if late:
+            log.warning("%d tasks ended under a wrong time", len(late))
+            self._guard.distrust()
+            self._store.ended.note_bytes({task.id: self._bytes(task.id) for task in late})
+        return bool(late)
 
     def _keep_to_quota(self) -> None:
         """Remove the tasks that ended first until what is kept fits."""

@@ -364,6 +364,24 @@ def test_a_jump_that_only_a_process_saw_that_died_since_holds_the_sweep_for_a_da
     assert house.has(meanwhile) == 4 * (True,)
 
 
+def test_what_ended_under_a_wrong_time_that_nobody_saw_is_kept_for_a_day(house: House) -> None:
+    house.task()
+    house.later(timedelta(minutes=2))
+    house.sweeper.sweep()
+    house.now -= 30 * DAY
+    meanwhile = house.task()
+    house.now += 30 * DAY  # all between two beats
+    house.later(timedelta(minutes=2))
+    house.sweeper.sweep()
+    assert "wrong" in stopped_reason(house.store.state)
+    for _ in range(24):
+        house.sweeper.sweep()
+        assert house.has(meanwhile) == 4 * (True,)
+        house.later(GRACE / 24)
+    house.sweeper.sweep()
+    assert (stopped_reason(house.store.state), house.has(meanwhile)) == ("", 4 * (False,))
+
+
 @pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has no clock that counts sleep")
 def test_the_counting_clock_is_the_one_that_counts_sleep() -> None:
     assert abs(counted().total_seconds() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 60
