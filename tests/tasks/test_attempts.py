@@ -394,10 +394,10 @@ def test_while_no_runner_can_be_started_a_task_waits_loses_no_attempt_and_health
 
 
 def test_a_scheduler_that_looks_no_more_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.scheduler._STALLED_SECONDS", 0.5)
     manager, free = bench.open(), threading.Event()
     assert bench.ended(manager, bench.submit(manager)).status is Status.COMPLETED  # so it has begun to look
     assert manager.health().reasons == ()
+    monkeypatch.setattr("tasks.scheduler._STALLED_SECONDS", 0.5)
     monkeypatch.setattr(manager.store, "processing", lambda: free.wait(30) and [])
     ring(manager.folders.wake)
     deadline = time.monotonic() + 20
