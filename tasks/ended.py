@@ -20,6 +20,7 @@ from sqlalchemy import (
     update,
 )
 
+from tasks import outbox
 from tasks.disk import Ballast
 from tasks.model import LostRace, Status, Task
 from tasks.schema import idempotency_keys, tasks, tombstones
@@ -77,6 +78,7 @@ class Ended:
     def _remove(self, db: Connection, task: EndedTask) -> bool:
         if not db.execute(delete(tasks).where(tasks.c.id == task.id, tasks.c.version == task.version)).rowcount:
             return False
+        outbox.drop(db, task.id)
         told = max(self._now(), task.finish_time)
         db.execute(insert(tombstones).values(id=task.id, tenant=task.tenant, deleted_at=told))
         mine = update(idempotency_keys).where(idempotency_keys.c.task_id == task.id)

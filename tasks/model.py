@@ -215,6 +215,7 @@ class Task:
     heartbeat_at: datetime | None
     failure: Failure | None
     result: Result | None
+    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

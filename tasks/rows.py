@@ -32,7 +32,7 @@ T = TypeVar("T", bound="DataclassInstance")
 _PLAIN = (
     "id", "seq", "tenant", "version", "attempt", "cancel_requested", "engine", "profile", "metadata", "submit_time",
     "updated_at", "start_time", "finish_time", "work_seconds", "estimated_seconds", "progress", "eta_seconds", "slot",
-    "heartbeat_at",
+    "heartbeat_at", "webhook_url",
 )  # fmt: skip
 
 

@@ -29,11 +29,12 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    text,
 )  # fmt: skip
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.types import TypeDecorator
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest migration; a test holds it against the migrations folder. Later ones sort after earlier ones."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -62,6 +63,8 @@ class Instant(TypeDecorator[datetime]):
 metadata = MetaData()
 
 _Sequence = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows only in a column typed INTEGER
+
+_WITH_WEBHOOK = text("webhook_url IS NOT NULL")
 
 tasks = Table(
     "tasks",
@@ -97,10 +100,12 @@ tasks = Table(
     Column("failure", JSON),
     Column("result", JSON),
     Column("stored_bytes", BigInteger),
+    Column("webhook_url", Text),
     Index("tasks_by_turn", "status", "priority", "seq"),
     Index("tasks_of_tenant", "tenant", "seq"),
     Index("tasks_of_tenant_by_status", "tenant", "status", "seq"),
     Index("tasks_by_end", "finish_time"),
+    Index("tasks_to_tell", "finish_time", sqlite_where=_WITH_WEBHOOK, postgresql_where=_WITH_WEBHOOK),
     sqlite_autoincrement=True,
 )
 
@@ -155,6 +160,33 @@ video_days = Table(
     Column("tenant", String(128), primary_key=True),
     Column("day", String(10), nullable=False),
     Column("seconds", Float, nullable=False),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("task_id", String(64), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("next_attempt_at", Instant),
+    Column("deliveries", JSON, nullable=False),
+    Index("webhooks_by_turn", "status", "next_attempt_at"),
+    Index("webhooks_by_age", "status", "created_at"),
+)
+
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("id", String(12), primary_key=True),
+    Column("tenant", String(128), nullable=False, index=True),
+    Column("secret", String(64), nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant),
 )
 
 service_state = Table(

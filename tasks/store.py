@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Column, Connection, Row, and_, func, insert, select, union_all, update
 
-from tasks import quotas, totals
+from tasks import outbox, quotas, totals
 from tasks.census import Census
 from tasks.census import take as take_census
 from tasks.condition import Condition
@@ -33,6 +33,7 @@ from tasks.service_state import ServiceState
 from tasks.turns import NOTHING_AHEAD, Backlog, read_line
 from tasks.upgrade import make_ready
 from tasks.uploads import Uploads
+from tasks.webhook_secrets import WebhookSecrets
 from utils.failpoint import Point, reach
 
 T = TypeVar("T")
@@ -91,6 +92,8 @@ class Store:
         self.ballast = Ballast(data / BALLAST_FILE, ballast_bytes)
         self.state = ServiceState(self._engine, now)
         self.keys = ApiKeys(self._engine, now)
+        self.outbox = outbox.Outbox(self._engine, now)
+        self.webhook_secrets = WebhookSecrets(self._engine, now)
         self.condition = Condition(self._engine)
         self.uploads = Uploads(self._engine, now, tenant_quotas)
         self.ended = Ended(self._engine, now, self.ballast)
@@ -374,6 +377,8 @@ class Store:
         if db.execute(update(tasks).where(as_read).values(changes(before, after))).rowcount != 1:
             raise LostRace
         totals.add(db, totals.change(before, after, lesson.load_seconds if lesson else None))
+        if after.status.ended:
+            outbox.put(db, after, self._now())
         return after
 
     def _count(self, db: Connection, status: Status) -> int:
