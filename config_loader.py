@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from tasks.delivery import WebhookSettings
 from tasks.engine_limits import EngineLimits
 from tasks.engine_table import read_engine_table
 from tasks.policy import Policy, Quotas
@@ -207,6 +208,7 @@ class Settings(BaseSettings):
     runner: RunnerSettings = RunnerSettings()
     disk: DiskSettings = DiskSettings()
     retention: RetentionSettings = RetentionSettings()
+    webhooks: WebhookSettings = WebhookSettings()
 
     @model_validator(mode="after")
     def _failpoints_are_for_tests(self) -> Settings:

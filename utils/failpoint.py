@@ -43,6 +43,9 @@ class Point(StrEnum):
     # in the web process that reaps or deletes
     ORPHAN_KILLED = "orphan-killed"
     RECORD_DELETED = "record-deleted"
+    # in the web process that tells of ends
+    MESSAGE_CLAIMED = "message-claimed"
+    MESSAGE_SENT = "message-sent"  # the row does not know yet
 
 
 class Action(StrEnum):

@@ -1,4 +1,4 @@
-"""Fetching a URL that a stranger wrote, without becoming the stranger's hand inside the network.
+"""Fetching and telling a URL that a stranger wrote, without becoming the stranger's hand inside the network.
 
 Theory: what is checked is what is used. A host is resolved once per hop, every answer must be allowed, the connection
 is made to one of exactly those addresses, and the name serves only for the Host header, SNI and the certificate. A
@@ -20,7 +20,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urljoin
@@ -28,7 +29,7 @@ from urllib.parse import urljoin
 from utils.file_handler import TooLarge, readable_bytes, save_stream
 from utils.urls import Address, FetchError, FetchPolicy, Target, admit, check_url, is_public, literal, parse_url
 
-__all__ = ["FetchError", "FetchPolicy", "check_url", "fetch", "is_public"]
+__all__ = ["FetchError", "FetchPolicy", "Reply", "check_url", "fetch", "is_public", "post"]
 
 Resolver = Callable[..., Sequence[tuple[Any, ...]]]
 """`socket.getaddrinfo`, or a stand-in for it."""
@@ -62,10 +63,44 @@ def fetch(
     Raises FetchError for all that is the URL's or its server's fault, StorageFull, FileExistsError. On failure nothing
     is left on disk. `tls` replaces the system's trusted authorities.
     """
+    with _in_time(policy) as watchdog, _final_answer(url, policy, watchdog, resolver, tls) as answer:
+        return save_stream(_Body(answer, watchdog), destination, policy.max_bytes).size_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a server answered to a post: the status, and the header `Retry-After` or nothing."""
+
+    status: int
+    retry_after: str
+
+
+def post(
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    policy: FetchPolicy,
+    *,
+    resolver: Resolver = socket.getaddrinfo,
+    tls: ssl.SSLContext | None = None,
+) -> Reply:
+    """Send `body` to `url`. A redirect is an answer like any other, and what comes behind the head is not read.
+
+    `headers` are this service's own, never a stranger's. Raises FetchError like `fetch`, but for no status.
+    """
+    request = _Request("POST", {**headers, "Content-Length": str(len(body))}, body)
+    with _in_time(policy) as watchdog, _answer(url, request, policy, watchdog, resolver, tls) as answer:
+        if watchdog.barked:  # its shutdown reads as the end of the head
+            raise _PeerFault("the URL's answer broke off")
+        return Reply(answer.status, answer.getheader("Retry-After", ""))
+
+
+@contextlib.contextmanager
+def _in_time(policy: FetchPolicy) -> Iterator[_Watchdog]:
+    """Let the policy's time run, and make all that is the URL's or its server's fault a FetchError."""
     watchdog = _Watchdog(policy.deadline_seconds)
     try:
-        with _final_answer(url, policy, watchdog, resolver, tls) as answer:
-            return save_stream(_Body(answer, watchdog), destination, policy.max_bytes).size_bytes
+        yield watchdog
     except (FetchError, TooLarge, _PeerFault, _TooMuch) as error:
         if watchdog.barked:
             raise FetchError(f"the URL's server took longer than {policy.deadline_seconds:g} s in all") from None
@@ -100,20 +135,33 @@ def _final_answer(
 ) -> Iterator[http.client.HTTPResponse]:
     """Follow redirects, each checked as if it were the first URL, and yield the answer with status 200."""
     for _ in range(policy.max_redirects + 1):
-        check_url(url, policy)
-        target = parse_url(url)
-        addresses = _resolve(target, policy, watchdog, resolver)
-        with contextlib.ExitStack() as open_now:
-            connection = open_now.enter_context(_connect(target, addresses, policy, watchdog))
-            if target.scheme == "https":
-                connection = open_now.enter_context(_encrypt(connection, target, tls))
-            answer = open_now.enter_context(contextlib.closing(_ask(connection, target, policy)))
+        with _answer(url, _GET, policy, watchdog, resolver, tls) as answer:
             if answer.status not in _REDIRECTS:
                 _check_head(answer, policy)
                 yield answer
                 return
             url = _redirect(url, answer)
     raise FetchError(f"the URL redirects more than {policy.max_redirects} times")
+
+
+@contextlib.contextmanager
+def _answer(
+    url: str,
+    request: _Request,
+    policy: FetchPolicy,
+    watchdog: _Watchdog,
+    resolver: Resolver,
+    tls: ssl.SSLContext | None,
+) -> Iterator[http.client.HTTPResponse]:
+    """Check one URL, connect to an address that was admitted, and yield the head of what it answers."""
+    check_url(url, policy)
+    target = parse_url(url)
+    addresses = _resolve(target, policy, watchdog, resolver)
+    with contextlib.ExitStack() as open_now:
+        connection = open_now.enter_context(_connect(target, addresses, policy, watchdog))
+        if target.scheme == "https":
+            connection = open_now.enter_context(_encrypt(connection, target, tls))
+        yield open_now.enter_context(contextlib.closing(_ask(connection, target, request, policy)))
 
 
 def _redirect(url: str, answer: http.client.HTTPResponse) -> str:
@@ -182,21 +230,38 @@ def _encrypt(connection: socket.socket, target: Target, tls: ssl.SSLContext | No
 # -- one request ---------------------------------------------------------------------------------------------------
 
 
-def _ask(connection: socket.socket, target: Target, policy: FetchPolicy) -> http.client.HTTPResponse:
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is asked of a server, but for its name and the path."""
+
+    method: str
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+    def to(self, target: Target) -> bytes:
+        """Return the bytes that are sent."""
+        # Built by hand from checked parts: http.client.HTTPConnection would connect by name.
+        lines = (
+            f"{self.method} {target.path} HTTP/1.1",
+            f"Host: {target.host_header}",
+            f"User-Agent: {USER_AGENT}",
+            "Accept: */*",
+            "Accept-Encoding: identity",
+            "Connection: close",
+            *(f"{name}: {value}" for name, value in self.headers.items()),
+        )
+        return "".join(f"{line}\r\n" for line in (*lines, "")).encode("ascii") + self.body
+
+
+_GET = _Request("GET", {})
+
+
+def _ask(connection: socket.socket, target: Target, request: _Request, policy: FetchPolicy) -> http.client.HTTPResponse:
     """Send the request and read the head of the answer."""
-    # Built by hand from checked parts: http.client.HTTPConnection would connect by name.
-    lines = (
-        f"GET {target.path} HTTP/1.1",
-        f"Host: {target.host_header}",
-        f"User-Agent: {USER_AGENT}",
-        "Accept: */*",
-        "Accept-Encoding: identity",
-        "Connection: close",
-    )
     with _peer():
-        connection.sendall("".join(f"{line}\r\n" for line in (*lines, "")).encode("ascii"))
+        connection.sendall(request.to(target))
         metered = _Metered(connection, 2 * policy.max_bytes + MAX_OVERHEAD_BYTES)
-        answer = http.client.HTTPResponse(cast(socket.socket, metered), method="GET")
+        answer = http.client.HTTPResponse(cast(socket.socket, metered), method=request.method)
         answer.begin()
         return answer
 

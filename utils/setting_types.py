@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 _HOST = re.compile(r"\.?[a-z0-9-]+(\.[a-z0-9-]+)*|\[[0-9a-f:.]+\]")
 _ORIGIN = re.compile(r"https?://([a-z0-9-]+(\.[a-z0-9-]+)*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
@@ -62,3 +62,5 @@ Hosts = Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValid
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_split)]
 LongSecret = Annotated[SecretStr, AfterValidator(_long_secret)]
 HttpsUrl = Annotated[str, AfterValidator(_safe_url)]
+Delays = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_split)]
+"""Seconds to wait before the second try, the third, and so on."""

@@ -259,8 +259,17 @@ def test_no_thread_or_descriptor_outlives_a_fetch(peer: Callable[..., Peer], tmp
 # -- where it leads ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "017700000001", "0",
-                                  "[::ffff:127.0.0.1]", "[::1]", "[64:ff9b::7f00:1]", "localhost."])  # fmt: skip
+LOOPBACKS = [
+    "127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "017700000001", "0", "[::ffff:127.0.0.1]", "[::1]",
+    "[64:ff9b::7f00:1]", "localhost.",
+]  # fmt: skip
+CLOSED_ANSWERS: list[tuple[str, ...]] = [
+    ("127.0.0.1",), ("8.8.8.8", "127.0.0.1"), ("127.0.0.1", "8.8.8.8"), ("8.8.8.8", "::1"), ("fe80::1%1",),
+    ("not an address",), (),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", LOOPBACKS)
 def test_loopback_in_any_notation_gets_no_connection(peer: Callable[..., Peer], tmp_path: Path, host: str) -> None:
     server = peer(OK + b"\r\nx")
     closed = policy(allowed_networks=(), allowed_ports=(server.port,))
@@ -269,8 +278,7 @@ def test_loopback_in_any_notation_gets_no_connection(peer: Callable[..., Peer], 
     assert server.connections == 0
 
 
-@pytest.mark.parametrize("addresses", [("127.0.0.1",), ("8.8.8.8", "127.0.0.1"), ("127.0.0.1", "8.8.8.8"),
-                                       ("8.8.8.8", "::1"), ("fe80::1%1",), ("not an address",), ()])  # fmt: skip
+@pytest.mark.parametrize("addresses", CLOSED_ANSWERS)
 def test_one_closed_answer_of_the_resolver_refuses_the_name(
     peer: Callable[..., Peer], tmp_path: Path, addresses: tuple[str, ...]
 ) -> None:
