@@ -23,6 +23,8 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from tasks.model import ErrorCode, OutputFormat, Phase, Status
+from tasks.outbox import Delivery
+from utils.urls import MAX_URL
 
 VERSION = "0.1.0"
 """Of the service, as `/api/v1/health` and the OpenAPI document tell it."""
@@ -82,7 +84,9 @@ class GenerateFields(Ask):
         "auto", description="`auto`, or the name of a configured engine (see /api/v1/health)."
     )
     priority: PriorityName = "normal"
-    webhook_url: None = Field(None, description="Not available: webhooks are not built.")
+    webhook_url: Annotated[str, StringConstraints(min_length=1, max_length=MAX_URL)] | None = Field(
+        None, description="An http(s) URL that is told of the task's end; see Webhooks."
+    )
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = Field(
         default_factory=dict, description="Returned as given."
     )
@@ -239,6 +243,26 @@ class VideoAnswer(Answer):
     audio_codec: str
 
 
+class AttemptAnswer(Answer):
+    """One try to tell of a task's end: the status that was answered, or why there was none."""
+
+    at: Time
+    ms: int = Field(description="Milliseconds that it took.")
+    status_code: int | None
+    error: str | None
+
+
+class WebhookAnswer(Answer):
+    """How far the end of a task has been told."""
+
+    url: str
+    message_id: str = Field(description="The header `webhook-id` of each attempt.")
+    status: Delivery = Field(description="`failed`: given up.")
+    attempts: int = Field(description="Since the end, or since it was last asked for anew.")
+    next_attempt_at: Time | None = Field(description="Null before the task's end, and once it is told or given up.")
+    deliveries: list[AttemptAnswer] = Field(description="The last attempts, the oldest first.")
+
+
 class TaskAnswer(Accepted):
     """A task as it is now."""
 
@@ -264,6 +288,15 @@ class TaskAnswer(Accepted):
     error: str | None = Field(description="One line a person can act on, where the task failed.")
     error_code: ErrorCode | None
     log_excerpt: str | None = Field(description="The last lines of the engine's log, where the task failed.")
+    webhook: WebhookAnswer | None = Field(description="Null where no `webhook_url` was given.")
+
+
+class TaskEnded(Answer):
+    """What a `webhook_url` is sent, once for each task, as often as it takes."""
+
+    type: Literal["task.completed", "task.failed", "task.cancelled"]
+    timestamp: Time = Field(description="When the task ended.")
+    data: TaskAnswer
 
 
 class TasksAnswer(Answer):

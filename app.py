@@ -41,6 +41,7 @@ from web.page import Page
 from web.parse import parse_query
 from web.proxies import TrustedProxies
 from web.waiting import Waiting
+from web.webhooks import body
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +195,7 @@ def _serve(settings: Settings, manager: TaskManager | None) -> Flask:
     inputs, links = Inputs(settings.inputs, manager, metrics.during), _links(settings, manager)
     waiting = _waiting(manager, links, settings.http.max_waiters)
     app.extensions |= {"task_manager": manager, "waiting": waiting, "metrics": metrics}
+    manager.tell_with(partial(body, manager, links))
     page = Page(app, settings, manager.engine_titles().items())
     app.extensions["parts"] = Parts(settings, manager, inputs, waiting, links, page, metrics)
     for part in (errors, requests, generate):

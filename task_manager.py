@@ -6,8 +6,6 @@ thread (tasks.scheduler) is started by the server's configuration alone, so that
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,14 +17,15 @@ from pathlib import Path
 from config_loader import Settings, engine_environment
 from tasks.admission import Admission
 from tasks.clock import stopped_reason
+from tasks.deliverer import Deliverer
 from tasks.disk import Demand, Disk, is_full
 from tasks.estimate import Work, expected_work, queue_wait
-from tasks.fit import Portrait
 from tasks.folders import Folders
 from tasks.hardware import Hardware
 from tasks.health import Examiner, Health
 from tasks.launch import Launcher
-from tasks.model import Event, LostRace, OutputFormat, Params, Phase, Priority, Status, Task
+from tasks.model import Event, LostRace, Params, Phase, Status, Task
+from tasks.outbox import Message
 from tasks.placement import Host
 from tasks.profile import EngineTable
 from tasks.retention import Sweeper
@@ -34,14 +33,14 @@ from tasks.scheduler import Scheduler
 from tasks.spawner import ROOT
 from tasks.spec import LOG_FILE
 from tasks.store import IdempotencyKey, Store, utc_now
+from tasks.submission import Submission
 from tasks.survey import Survey, Surveyor
 from tasks.turns import NOTHING_AHEAD, Backlog
 from tasks.wake import ring
 from utils.failpoint import Point, reach
 from utils.file_handler import StorageFull, link_or_copy, remove_tree, sync_folder
 from utils.gpu import GpuProbe
-from utils.media import AudioFacts, ImageFacts
-from utils.plan import VideoPlan, plan_video
+from utils.urls import FetchError, check_url
 
 log = logging.getLogger("manager")
 
@@ -61,55 +60,17 @@ class ResultNotReady(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedInput:
-    """A canonical PNG or WAV; `sha256` is of the bytes as they were sent."""
-
-    path: Path
-    facts: ImageFacts | AudioFacts
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """A valid request with its media decoded."""
-
-    tenant: str
-    prompt: str
-    size: str
-    num_clip: int
-    sample_steps: int
-    output_format: OutputFormat
-    seed: int | None
-    enable_online_decode: bool
-    engine: str
-    priority: Priority
-    metadata: Mapping[str, str]
-    image: PreparedInput
-    audio: PreparedInput
-    idempotency_key: str | None
-
-    def fingerprint(self) -> str:
-        """Return the sha256 of what was asked for: the fields and the files' contents, whatever the files' names."""
-        fields = {
-            "prompt": self.prompt, "size": self.size, "num_clip": self.num_clip, "sample_steps": self.sample_steps,
-            "output_format": self.output_format, "seed": self.seed, "enable_online_decode": self.enable_online_decode,
-            "engine": self.engine, "priority": int(self.priority), "metadata": dict(self.metadata),
-            "image": self.image.sha256, "audio": self.audio.sha256,
-        }  # fmt: skip
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
 class TaskView:
     """A task and what follows from the queue: `queue_position` from 1, and seconds to the end from `updated_at`.
 
-    `expires_at` follows from its end and from the settings.
+    `expires_at` follows from its end and from the settings; `message` is how far its end has been told.
     """
 
     task: Task
     queue_position: int | None
     eta_seconds: float | None
     expires_at: datetime | None = None
+    message: Message | None = None
 
     @property
     def tag(self) -> str:
@@ -137,6 +98,12 @@ class TaskManager:
             allow_fallback=settings.engines.allow_fallback, policy=settings.gpus.policy, cards=self._hardware.cards,
         )  # fmt: skip
         self._scheduler: Scheduler | None = None
+        self._deliverer: Deliverer | None = None
+
+    def tell_with(self, body_of: Callable[[str], bytes]) -> None:
+        """Let `start` also start the telling of webhooks; `body_of` makes of a task's id what is sent."""
+        if self._settings.webhooks.enabled:
+            self._deliverer = Deliverer(self.store, self.folders.data, self._settings.webhooks, body_of)
 
     # --- the scheduler -------------------------------------------------------------------------------------------
 
@@ -156,6 +123,8 @@ class TaskManager:
         self._sweeper = self.sweeper()
         self._sweeper.start()
         self._hardware.probe.start()
+        if self._deliverer is not None:
+            self._deliverer.start()
 
     def stop(self) -> None:
         """Stop scheduling; runners go on, and the next scheduler adopts them."""
@@ -163,6 +132,8 @@ class TaskManager:
             self._scheduler.stop()
             self._sweeper.stop()
             self._hardware.probe.stop()
+            if self._deliverer is not None:
+                self._deliverer.stop()
 
     def sweeper(self) -> Sweeper:
         """Return what removes expired things; at rest."""
@@ -181,6 +152,12 @@ class TaskManager:
     def check_engine(self, name: str) -> None:
         """Raise UnknownEngine or NoHardware when no task could be submitted for this engine."""
         self._admission.check(name)
+
+    def check_webhook(self, url: str) -> None:
+        """Raise FetchError, whose text is for the user, for a URL that will never be told."""
+        if not self._settings.webhooks.enabled:
+            raise FetchError("webhooks are not sent here")
+        check_url(url, self._settings.webhooks.policy())
 
     def check_room(self, wanted_bytes: int) -> None:
         """Raise StorageFull where this, beside all that accepted tasks may still write, leaves less than the reserve.
@@ -226,17 +203,17 @@ class TaskManager:
             seed=secrets.randbelow(2**32) if submission.seed is None else submission.seed,
             enable_online_decode=submission.enable_online_decode,
         )  # fmt: skip
-        portrait = _portrait(submission)
+        portrait = submission.portrait()
         route = self._admission.route(submission.engine, params, portrait)
         fit = route.fit
         draft = Task(
             id=f"gen_{now:%Y%m%d}_{secrets.token_hex(8)}", seq=0, tenant=submission.tenant, status=Status.QUEUED,
             version=1, attempt=0, cancel_requested=False, priority=submission.priority, engine=route.engine.name,
-            profile=fit.profile.name, params=fit.params, plan=_plan(submission, fit.params.size),
+            profile=fit.profile.name, params=fit.params, plan=submission.plan(fit.params.size),
             adjustments=fit.adjustments, notes=route.notes,
             metadata=submission.metadata, submit_time=now, updated_at=now, start_time=None, finish_time=None,
             work_seconds=0.0, estimated_seconds=0.0, phase=Phase.QUEUED, progress=0.0, eta_seconds=None, slot=None,
-            gpus=(), runner=None, heartbeat_at=None, failure=None, result=None,
+            gpus=(), runner=None, heartbeat_at=None, failure=None, result=None, webhook_url=submission.webhook_url,
         )  # fmt: skip
         return replace(draft, work_seconds=self._work_of(draft).total)
 
@@ -283,21 +260,28 @@ class TaskManager:
         found = self.store.get_with_backlog(task_id)
         if found is None or tenant not in (None, found[0].tenant):
             raise TaskGone if found is None and self.store.ended.was_deleted(task_id, tenant) else TaskUnknown
-        return self._view(*found)
+        return self._view(*found, self._messages(found[0]).get(task_id))
 
     def page(
         self, tenant: str | None, statuses: Sequence[Status], limit: int, before_seq: int | None
     ) -> list[TaskView]:
         """Return up to `limit` of a tenant's (None: of all) tasks, newest first, of any of `statuses` (none: all)."""
-        return [self._view(*found) for found in self.store.page(tenant, statuses, limit, before_seq)]
+        found = self.store.page(tenant, statuses, limit, before_seq)
+        messages = self._messages(*(task for task, _ in found))
+        return [self._view(task, ahead, messages.get(task.id)) for task, ahead in found]
 
     def tags(self, task_ids: Collection[str]) -> dict[str, str]:
         """Return the tags of those of `task_ids` that there are, of one moment."""
         return {task_id: _tag(*moment) for task_id, moment in self.store.moments(list(task_ids)).items()}
 
-    def _view(self, task: Task, ahead: Backlog) -> TaskView:
+    def _messages(self, *found: Task) -> Mapping[str, Message]:
+        """Return what there is to tell of these tasks, by id."""
+        told = [task.id for task in found if task.webhook_url is not None and task.status.ended]
+        return self.store.outbox.of(told) if told else {}
+
+    def _view(self, task: Task, ahead: Backlog, message: Message | None = None) -> TaskView:
         if task.status is not Status.QUEUED:
-            return TaskView(task, None, task.eta_seconds, self.retention.expires_at(task.finish_time))
+            return TaskView(task, None, task.eta_seconds, self.retention.expires_at(task.finish_time), message)
         wait = self._wait(task, ahead)
         waited = (utc_now() - task.updated_at).total_seconds()
         return TaskView(task, ahead.tasks + 1, max(0.0, waited) + wait + task.work_seconds)
@@ -355,7 +339,8 @@ class TaskManager:
             task = self.view(task_id, tenant).task
             try:
                 if task.status is Status.QUEUED:
-                    return self._view(self.store.happen(task, Event.CANCEL), NOTHING_AHEAD)
+                    ended = self.store.happen(task, Event.CANCEL)
+                    return self._view(ended, NOTHING_AHEAD, self._messages(ended).get(ended.id))
                 if task.status is Status.PROCESSING:
                     return self._view(self.store.request_cancel(task), NOTHING_AHEAD)
                 self.store.ended.delete(task)
@@ -369,20 +354,3 @@ class TaskManager:
 
 def _tag(version: int, position: int) -> str:
     return f"{version}-{position}"
-
-
-def _portrait(submission: Submission) -> Portrait:
-    image = submission.image.facts
-    if not isinstance(image, ImageFacts):
-        raise TypeError("the image must be an image")
-    return Portrait(image.width, image.height)
-
-
-def _plan(submission: Submission, size: str) -> VideoPlan:
-    image, audio = _portrait(submission), submission.audio.facts
-    if not isinstance(audio, AudioFacts):
-        raise TypeError("the audio must be a recording")
-    return plan_video(
-        size=size, num_clip=submission.num_clip, image_width=image.width, image_height=image.height,
-        audio_seconds=audio.seconds,
-    )  # fmt: skip

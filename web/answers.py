@@ -14,6 +14,7 @@ from api_schema import (
     Accepted,
     AdjustmentAnswer,
     Answer,
+    AttemptAnswer,
     EngineAnswer,
     GpuAnswer,
     HealthAnswer,
@@ -27,11 +28,13 @@ from api_schema import (
     TaskAnswer,
     UploadAnswer,
     VideoAnswer,
+    WebhookAnswer,
 )
 from task_manager import TaskView
 from tasks.drain import Drain
 from tasks.health import Health
 from tasks.model import Priority, Result, Task
+from tasks.outbox import Delivery, message_id
 from tasks.uploads import Upload
 from utils.gpu import Gpu
 from web.links import Links
@@ -93,6 +96,19 @@ def task_answer(view: TaskView, links: Links) -> TaskAnswer:
         updated_at=task.updated_at, progress=task.progress, phase=task.phase, eta_seconds=view.eta_seconds,
         attempt=task.attempt, cancel_requested=task.cancel_requested, priority=_PRIORITY_NAMES[task.priority],
         params=ParamsAnswer(**asdict(task.params)), metadata=dict(task.metadata), expires_at=view.expires_at,
+        webhook=_webhook(view),
+    )  # fmt: skip
+
+
+def _webhook(view: TaskView) -> WebhookAnswer | None:
+    task, message = view.task, view.message
+    if task.webhook_url is None:
+        return None
+    return WebhookAnswer(
+        url=task.webhook_url, message_id=message_id(task.id),
+        status=message.status if message else Delivery.PENDING, attempts=message.attempts if message else 0,
+        next_attempt_at=message.next_attempt_at if message else None,
+        deliveries=[AttemptAnswer(**asdict(one)) for one in message.deliveries] if message else [],
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from tasks import drain
 from tasks.model import Status
 from tasks.store import utc_now
 from tasks.wake import ring
-from web import key_commands
+from web import key_commands, webhook_commands
 from web.command_app import SETTINGS, opened_manager
 from web.database_commands import database
 from web.waiting import Waiting
@@ -39,6 +39,7 @@ def register(app: Flask, settings: Settings) -> None:
     for group in (_drain, database):
         app.cli.add_command(group)
     key_commands.register(app)
+    webhook_commands.register(app)
 
 
 @click.group("drain")

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 import api_schema as wire
 from tasks.model import ErrorCode, OutputFormat, Phase, Status
+from tasks.outbox import Delivery
 from utils.plan import plan_video
 from web.errors import HTTP, Code, Problem
 
@@ -51,7 +52,7 @@ def _task(seconds: float, **changes: Any) -> wire.TaskAnswer:
         ),
         "metadata": {"order": "42"}, "expires_at": None, "output_video_url": None, "poster_url": None,
         "duration_seconds": None, "processing_seconds": None, "video": None, "error": None, "error_code": None,
-        "log_excerpt": None,
+        "log_excerpt": None, "webhook": None,
     }  # fmt: skip
     return wire.TaskAnswer(**values | changes)
 
@@ -83,6 +84,36 @@ _EVENTS: Mapping[str, Json] = {
 _CANCELLED = _task(158, **_ENDED, status=Status.CANCELLED, progress=0.2, cancel_requested=True)
 _CANCELLING = _RUNNING.model_copy(update={"cancel_requested": True})
 _UNSTARTED = _task(1, status=Status.CANCELLED, phase=Phase.DONE, finish_time=_SUBMITTED + timedelta(seconds=1))
+
+_HOOK = wire.WebhookAnswer(
+    url="https://example.com/hooks/avatar", message_id=f"msg_{_ID}", status=Delivery.PENDING, attempts=0,
+    next_attempt_at=None, deliveries=[],
+)  # fmt: skip
+_TRIED = wire.AttemptAnswer(at=_SUBMITTED + timedelta(seconds=158), ms=412, status_code=503, error=None)
+_TOLD = _COMPLETED.model_copy(
+    update={
+        "webhook": _HOOK.model_copy(
+            update={
+                "status": Delivery.DELIVERED, "attempts": 2,
+                "deliveries": [
+                    _TRIED, wire.AttemptAnswer(at=_TRIED.at + timedelta(seconds=5), ms=96, status_code=204, error=None)
+                ],
+            }
+        )
+    }
+)  # fmt: skip
+
+
+def _ended(task: wire.TaskAnswer) -> wire.TaskEnded:
+    """Return what is sent of an ended task at the first attempt."""
+    first = _HOOK.model_copy(update={"attempts": 1, "next_attempt_at": task.updated_at + timedelta(seconds=30)})
+    return wire.TaskEnded.model_validate(
+        {
+            "type": f"task.{task.status}", "timestamp": task.finish_time,
+            "data": task.model_copy(update={"webhook": first}),
+        }
+    )  # fmt: skip
+
 
 _ACCEPTED = wire.Accepted(**{name: getattr(_QUEUED, name) for name in wire.Accepted.model_fields})
 _LOWERED = _ACCEPTED.model_copy(
@@ -133,6 +164,7 @@ _REPLIES: Mapping[tuple[str, int], Mapping[str, BaseModel | str | Json]] = {
     },
     ("getTask", 200): {
         "queued": _QUEUED, "processing": _RUNNING, "completed": _COMPLETED, "failed": _FAILED, "cancelled": _CANCELLED,
+        "completed and told": _TOLD,
     },
     ("deleteTask", 200): {"it was queued": _UNSTARTED},
     ("deleteTask", 202): {"it runs": _CANCELLING},
@@ -157,7 +189,7 @@ _ASKED: Mapping[tuple[str, str], Named] = {
         "from URLs, as webm": {
             "prompt": "She smiles.", "image_path": "https://example.com/portrait.jpg",
             "audio_path": "https://example.com/speech.mp3", "size": "720*400", "output_format": "webm",
-            "seed": 7, "metadata": {"order": "42"},
+            "seed": 7, "metadata": {"order": "42"}, "webhook_url": "https://example.com/hooks/avatar",
         },
     },
 }  # fmt: skip
@@ -194,6 +226,12 @@ def of_reply(operation: str, status: int) -> Json:
 def of_body(operation: str, content: str) -> Json:
     """Return the examples of what an operation is sent."""
     return _named(_ASKED.get((operation, content), {}))
+
+
+def of_webhook() -> Json:
+    """Return an example of each kind of message."""
+    told = (_ended(task) for task in (_COMPLETED, _FAILED, _CANCELLED))
+    return _named({one.type: _plain(one) for one in told})
 
 
 def of_error(status: int) -> Json:

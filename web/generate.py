@@ -9,11 +9,13 @@ from pathlib import Path
 from flask import Flask, Response, request
 
 from api_schema import GenerateFields, GenerateForm, GenerateRequest, UploadForm
-from task_manager import Submission, TaskManager, TaskView
+from task_manager import TaskManager, TaskView
 from tasks import drain
 from tasks.model import OutputFormat, Priority
 from tasks.store import AlreadyAccepted
+from tasks.submission import Submission
 from utils.media_kinds import Kind
+from utils.urls import FetchError
 from web import answers
 from web.body import Form, SentFile, content_type, read_form, read_json
 from web.callers import current_tenant
@@ -40,6 +42,7 @@ def generate(manager: TaskManager, inputs: Inputs) -> Response:
         manager.check_room(_announced_bytes(inputs))
     with inputs.folder() as folder:
         fields, sources = _read_generate(inputs, folder)
+        _check_webhook(manager, fields.webhook_url)
         manager.check_engine(fields.engine)
         media = inputs.prepare(sources, folder, current_tenant())
         submission = Submission(
@@ -47,9 +50,19 @@ def generate(manager: TaskManager, inputs: Inputs) -> Response:
             sample_steps=fields.sample_steps, output_format=OutputFormat(fields.output_format), seed=fields.seed,
             enable_online_decode=fields.enable_online_decode, engine=fields.engine,
             priority=Priority[fields.priority.upper()], metadata=fields.metadata, image=media["image"],
-            audio=media["audio"], idempotency_key=key,
+            audio=media["audio"], idempotency_key=key, webhook_url=fields.webhook_url,
         )  # fmt: skip
         return _created(_body(manager.submit(submission, _body)))
+
+
+def _check_webhook(manager: TaskManager, url: str | None) -> None:
+    """Raise Invalid for a URL that will never be told of anything."""
+    if url is None:
+        return
+    try:
+        manager.check_webhook(url)
+    except FetchError as error:
+        raise invalid("webhook_url", str(error)) from None
 
 
 def upload(manager: TaskManager, inputs: Inputs) -> Response:

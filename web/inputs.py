@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from config_loader import InputSettings
-from task_manager import PreparedInput, TaskManager
+from task_manager import TaskManager
 from tasks.store import utc_now
+from tasks.submission import PreparedInput
 from tasks.uploads import Upload
 from utils.file_handler import (
     PathRefused,

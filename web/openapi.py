@@ -192,6 +192,37 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
 }  # fmt: skip
 
 
+_WEBHOOK_HEADERS: Mapping[str, Json] = {
+    "webhook-id": {"description": "Of the message, the same at each attempt: told twice, it is one message."},
+    "webhook-timestamp": {"description": "Of the attempt, seconds since 1970."},
+    "webhook-signature": {
+        "description": "`v1,` and the base64 HMAC-SHA256 of `id.timestamp.body`; several, separated by spaces, while "
+        "a secret is rotated. As Standard Webhooks."
+    },
+}
+
+
+def _webhook() -> Json:
+    """Return what the service itself sends, as OpenAPI 3.1 has it."""
+    parameters = [
+        {"name": name, "in": "header", "required": True, **said, "schema": TEXT}
+        for name, said in _WEBHOOK_HEADERS.items()
+    ]
+    return {
+        "operationId": "taskEnded", "tags": ["webhooks"], "summary": "A task with a `webhook_url` has ended",
+        "parameters": parameters,
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": _content(_reference(wire.TaskEnded), examples.of_webhook())},
+        },
+        "responses": {
+            "2XX": {"description": "It has arrived."},
+            "410": {"description": "It is not sent again."},
+            "default": {"description": "It is sent again, later each time, for about a day; `Retry-After` counts."},
+        },
+    }  # fmt: skip
+
+
 def document(engines: Sequence[str], secured: bool = False) -> Json:
     """Return the document of a service that has `engines`, and asks for credentials where it is `secured`."""
     schemas = _schemas()
@@ -211,7 +242,7 @@ def document(engines: Sequence[str], secured: bool = False) -> Json:
             "description": "A portrait and a recording become a talking video. HEAD works wherever GET does.",
         },
         "servers": [{"url": "/"}],
-        "paths": paths,
+        "paths": paths, "webhooks": {"taskEnded": {"post": _webhook()}},
         "components": {"schemas": schemas} | ({"securitySchemes": _SCHEMES} if secured else {}),
     }  # fmt: skip
 
@@ -219,7 +250,7 @@ def document(engines: Sequence[str], secured: bool = False) -> Json:
 def _schemas() -> Json:
     """Return the JSON schema of every model, by its name."""
     asked: set[type[BaseModel]] = {operation.query for operation in OPERATIONS.values()}
-    sent: set[type[BaseModel]] = {Problem}
+    sent: set[type[BaseModel]] = {Problem, wire.TaskEnded}
     for operation in OPERATIONS.values():
         asked |= set((operation.body or {}).values())
         contents = [content for reply in operation.replies.values() for content in reply.content.values()]

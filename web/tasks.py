@@ -58,9 +58,14 @@ def _task_response(shown: Shown, turned_away: bool) -> Response:
     if not shown.ended:
         headers["Retry-After"] = str(TURNED_AWAY_SECONDS if turned_away else _ask_again(shown.view))
     response = answers.respond_text(shown.body, 200, headers)
-    response.set_etag(shown.tag, weak=True)
+    response.set_etag(_etag(shown.view), weak=True)
     response.make_conditional(request)
     return response
+
+
+def _etag(view: TaskView) -> str:
+    """Return the entity tag: that of the task, and once it has ended, also how far that has been told."""
+    return f"{view.tag}-{view.message.version}" if view.message else view.tag
 
 
 def _ask_again(view: TaskView) -> int:

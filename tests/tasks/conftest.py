@@ -17,11 +17,12 @@ import yaml
 from PIL import Image
 
 from config_loader import Settings, load_engines, load_settings
-from task_manager import PreparedInput, Submission, TaskManager
+from task_manager import TaskManager
 from tasks.launch import Launcher
 from tasks.model import OutputFormat, Priority, Task
 from tasks.profile import EngineTable
 from tasks.spawner import Spawner
+from tasks.submission import PreparedInput, Submission
 from tests.conftest import ROOT
 from utils.media import AudioFacts, ImageFacts
 from utils.process import marked

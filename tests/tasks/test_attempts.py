@@ -17,9 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from task_manager import PreparedInput, TaskGone, TaskManager
+from task_manager import TaskGone, TaskManager
 from tasks.model import ErrorCode, OutputFormat, Phase, Status, Task
 from tasks.scheduler import why_not_scheduled
+from tasks.submission import PreparedInput
 from tasks.wake import ring
 from tests.conftest import ROOT
 from tests.tasks.conftest import FRAMES, Bench, write_video
