@@ -59,6 +59,12 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
         "utils/test_net_fetch.py::test_three_redirects_are_followed_and_a_fourth_is_not",
         "utils/test_net_fetch.py::test_a_certificate_that_is_untrusted_or_anothers_is_refused",
         "web/test_bad_input.py::test_urls_are_refused_where_the_settings_say_so",
+        "web/test_bad_input.py::test_a_wrong_field_is_named_and_nothing_is_kept",
+        "utils/test_net_post.py::test_loopback_in_any_notation_is_told_nothing",
+        "utils/test_net_post.py::test_a_name_with_one_closed_address_is_told_nothing",
+        "utils/test_net_post.py::test_a_redirect_is_not_followed",
+        "utils/test_net_post.py::test_the_receiver_must_have_a_trusted_certificate_of_its_name",
+        "web/test_webhooks.py::test_an_address_that_is_not_public_gets_no_connection_also_where_the_name_changes_its_address",
     ),
     "slow and endless peers": (
         "utils/test_net_fetch.py::test_a_slow_peer_is_left_at_the_total_deadline",
@@ -67,6 +73,9 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
         "utils/test_net_fetch.py::test_a_handshake_that_drips_meets_the_deadline_too",
         "utils/test_net_fetch.py::test_a_resolver_that_hangs_is_left_at_the_deadline",
         "utils/test_net_fetch.py::test_no_thread_or_descriptor_outlives_a_fetch",
+        "utils/test_net_post.py::test_a_slow_receiver_is_left_at_the_total_deadline",
+        "utils/test_net_post.py::test_an_endless_head_is_left_at_a_limit",
+        "web/test_webhooks.py::test_receivers_that_never_answer_delay_nobody_else_s",
     ),
     "media": (
         "utils/test_media_hostile.py::test_a_hostile_medium_is_refused_in_one_line_with_its_own_reason",
@@ -153,6 +162,8 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     ),
     "secrets": (
         "e2e/test_secrets.py::test_no_secret_is_told_to_anyone_who_does_not_have_it",
+        "web/test_webhooks.py::test_no_secret_and_no_address_is_logged",
+        "tasks/test_outbox.py::test_a_secret_is_in_no_representation",
         "web/test_requests.py::test_each_request_is_one_log_line_without_its_query_and_body",
         "web/test_requests.py::test_a_bug_is_a_500_that_shows_nothing_and_logs_everything",
         "web/test_auth.py::test_health_tells_the_anonymous_nothing_of_the_machine",
