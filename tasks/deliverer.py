@@ -8,31 +8,28 @@ ended, and when the next turn comes.
 from __future__ import annotations
 
 import logging
-import os
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from tasks.delivery import WebhookSettings, after_attempt
 from tasks.model import LostRace
+from tasks.office import take_turns
 from tasks.outbox import PER_HOST, PER_TENANT, Attempt, Delivery, Message
 from tasks.store import Store
 from tasks.webhook_secrets import signature
 from utils.failpoint import Point, reach
 from utils.net import FetchError, Reply, post
-from utils.process import try_lock
 
 log = logging.getLogger("webhooks")
 
 LOCK_NAME = "webhooks.lock"
 
 _LOOK_SECONDS = 0.25
-_RETRY_SECONDS = 1.0
 _TAKEOVER_SECONDS = 1.0
 _ADOPT_SECONDS = 60.0
 _ADOPT_BACK = timedelta(minutes=10)
@@ -83,22 +80,10 @@ class Deliverer:
     # --- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            pause = _RETRY_SECONDS
-            try:
-                lock = try_lock(self._lock_file)
-                if lock is None:
-                    pause = _TAKEOVER_SECONDS
-                else:
-                    with ExitStack() as stack:
-                        stack.callback(os.close, lock)
-                        self._deliver()
-            except Exception:
-                # The thread must outlive a database that is away: what it could not do it will see again.
-                log.exception("webhooks cannot be sent, trying again")
-            self._stopping.wait(pause)
+        take_turns(self._lock_file, self._stopping, _TAKEOVER_SECONDS, self._deliver, log)
 
-    def _deliver(self) -> None:
+    def _deliver(self, _lock: int) -> None:
+        """Send until stopped. May raise what the database does; then it is begun anew."""
         changed = self._store.changes()
         while not self._stopping.is_set():
             self._stirred.clear()  # before looking: what ends from here on leads to another look

@@ -27,6 +27,7 @@ from tasks.estimate import Work
 from tasks.finish import Ending, discard
 from tasks.launch import Launcher
 from tasks.model import ErrorCode, Event, Facts, Failure, LostRace, Status, Task
+from tasks.office import take_turns
 from tasks.placement import Host, Placement, choose
 from tasks.profile import EngineTable
 from tasks.settling import STATE_NAME, Loans, from_state, lend, settle, settling, to_state
@@ -36,7 +37,7 @@ from tasks.store import Store, utc_now
 from tasks.wake import Bell, ring
 from utils.failpoint import Point, reach
 from utils.file_handler import FULL
-from utils.process import boot_id, is_alive, is_locked, kill_all, try_lock, watch
+from utils.process import boot_id, is_alive, is_locked, kill_all, watch
 
 log = logging.getLogger("scheduler")
 
@@ -105,23 +106,11 @@ class Scheduler:
     # --- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            pause = _RETRY_SECONDS
-            try:
-                lock = try_lock(self._lock_file)
-                if lock is None:
-                    pause = _TAKEOVER_SECONDS
-                else:
-                    self._hold_office(lock)
-            except Exception:
-                # Whatever it was, the thread must not end: health would go on saying that all is well.
-                log.exception("this process cannot schedule, trying again")
-            self._stopping.wait(pause)
+        take_turns(self._lock_file, self._stopping, _TAKEOVER_SECONDS, self._hold_office, log)
 
     def _hold_office(self, lock: int) -> None:
-        """Schedule until stopped; `lock` is closed then."""
+        """Schedule until stopped."""
         with ExitStack() as stack:
-            stack.callback(os.close, lock)
             bell = stack.enter_context(closing(Bell(self._launcher.folders.wake)))
             stack.callback(self._leave_office)
             self._launcher.spawner.warm_up()
