@@ -31,7 +31,7 @@ class WebhookSettings(BaseModel):
     allowed_networks: Networks = ()
     timeout_seconds: float = Field(15.0, gt=0, le=300)
     retry_seconds: Delays = (5, 30, 120, 600, 1800, 3600, 10_800, 21_600, 21_600, 21_600)
-    concurrency: int = Field(16, ge=1, le=256)
+    concurrency: int = Field(32, ge=1, le=256)
 
     def policy(self) -> FetchPolicy:
         """Return what one attempt may do."""

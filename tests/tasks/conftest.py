@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from tasks.launch import Launcher
 from tasks.model import OutputFormat, Priority, Task
 from tasks.profile import EngineTable
 from tasks.spawner import Spawner
+from tasks.store import Store
 from tasks.submission import PreparedInput, Submission
-from tests.conftest import ROOT
+from tests.conftest import NOON, ROOT
 from utils.media import AudioFacts, ImageFacts
 from utils.process import marked
 
@@ -52,6 +54,28 @@ def write_video(path: Path, frames: int = FRAMES, sound: bool = True) -> Path:
 @pytest.fixture(scope="session")
 def ready_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(tmp_path_factory.mktemp("video") / "ready.mp4")
+
+
+class Clock:
+    """A clock that only moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = NOON
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
+    made = Store(f"sqlite:///{tmp_path / 'avatar.db'}", tmp_path, now=clock)
+    yield made
+    made.close()
 
 
 class KeptSpawner:

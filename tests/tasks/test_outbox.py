@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,25 +17,14 @@ from tasks.schema import HEAD
 from tasks.store import Store
 from tasks.webhook_secrets import signature
 from tests.conftest import NOON
+from tests.tasks.conftest import Clock
 from tests.tasks.migrations import bring
 from tests.tasks.record_release import FILE
 from tests.tasks.test_previous_release import insert, say
-from tests.tasks.test_store import BROKEN, CLAIM, DONE, Clock, submit
+from tests.tasks.test_store import BROKEN, CLAIM, DONE, submit
 
 URL = "https://hooks.example.com/end?token=t"
 HORIZON, LEASE, MINUTE = timedelta(hours=6), timedelta(seconds=30), timedelta(minutes=1)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    made = Store(f"sqlite:///{tmp_path / 'avatar.db'}", tmp_path, now=clock)
-    yield made
-    made.close()
 
 
 def ended(store: Store, number: int = 1, url: str | None = URL, **changes: object) -> Task:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -36,6 +35,7 @@ from tasks.store import AlreadyAccepted, IdempotencyKey, KeyReused, QueueFull, S
 from tasks.turns import Backlog
 from tasks.uploads import Upload
 from tests.conftest import NOON, ROOT, make_task
+from tests.tasks.conftest import Clock
 from tests.tasks.test_model import VIDEO
 
 CLAIM = Facts(slot="cpu-0", profile="preview_cpu")
@@ -44,28 +44,6 @@ BROKEN = Facts(failure=Failure(ErrorCode.ENGINE_FAILED, "it broke", "the log"))
 
 
 OWN = [("preview", "preview_cpu")]
-
-
-class Clock:
-    """A clock that only moves when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = NOON
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    made = Store(f"sqlite:///{tmp_path / 'avatar.db'}", tmp_path, now=clock)
-    yield made
-    made.close()
 
 
 def submit(store: Store, number: int = 1, key: IdempotencyKey | None = None, **changes: object) -> Task:
