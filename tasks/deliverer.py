@@ -94,7 +94,8 @@ class Deliverer:
                 pass
 
     def _is_time(self, turn: datetime | None) -> bool:
-        return (turn is not None and turn <= self._outbox.now()) or time.monotonic() >= self._adopt_at
+        come = turn is not None and turn <= self._outbox.now()
+        return come or time.monotonic() >= self._adopt_at or self._stopping.is_set()
 
     def _adopt(self) -> None:
         """Look for ends without a message, from time to time."""
@@ -133,7 +134,12 @@ class Deliverer:
         thread = threading.Thread(target=self._attempt, args=(claimed,), name="webhook", daemon=True)
         with self._guard:
             self._under_way[thread] = claimed
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads: its place must not stay taken
+            with self._guard:
+                del self._under_way[thread]
+            raise
 
     def _busy(self) -> list[threading.Thread]:
         with self._guard:
