@@ -47,6 +47,7 @@ def telling(serve: Serve) -> Iterator[Callable[..., Service]]:
             deliverer = Deliverer(service.manager.store, settings.data_dir, settings.webhooks, made, send)
             deliverer.start()
             stack.callback(deliverer.stop)
+            service.app.extensions["deliverer"] = deliverer
             return service
 
         yield start
@@ -294,6 +295,23 @@ def test_a_second_process_tells_nothing_while_one_does(
     for task in tasks:
         told(second, task, "delivered")
     assert sorted(one.id for one in hook.told) == sorted(f"msg_{task.id}" for task in tasks)
+
+
+def test_when_the_process_that_tells_ends_another_takes_over_with_what_was_under_way(
+    telling: Callable[..., Service], listen: Callable[..., Receiver]
+) -> None:
+    hook = listen(lambda path, before: None if path == "/stuck" and before == 0 else 204)
+    first = telling(timeout_seconds=1.5)
+    stuck = first.manager.store.happen(first.submit(1, webhook_url=hook.url("/stuck")), Event.CANCEL)
+    hook.wait(1, "/stuck")
+    second = telling(timeout_seconds=1.5)
+    began = time.monotonic()
+    first.app.extensions["deliverer"].stop()
+    assert time.monotonic() - began < 10
+    after = second.manager.store.happen(second.submit(2, webhook_url=hook.url()), Event.CANCEL)
+    for task in (after, stuck):
+        told(second, task, "delivered")
+    assert {one.id for one in hook.wait(2, "/stuck")} == {f"msg_{stuck.id}"}
 
 
 def test_no_secret_and_no_address_is_logged(
