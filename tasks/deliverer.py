@@ -148,7 +148,7 @@ class Deliverer:
     def _attempt(self, claimed: Message) -> None:
         try:
             self._tell(claimed)
-        except (LostRace, MessageGone):
+        except LostRace:
             pass  # the task was removed, or somebody asked for the message anew
         except Exception:
             # What is not recorded is tried again when the lease has run out.
@@ -160,7 +160,11 @@ class Deliverer:
 
     def _tell(self, claimed: Message) -> None:
         began, at = time.monotonic(), self._outbox.now()
-        reply, error = self._exchange(claimed, at)
+        try:
+            reply, error = self._exchange(claimed, at)
+        except MessageGone:
+            self._outbox.forget(claimed)
+            return
         attempt = Attempt(at, round((time.monotonic() - began) * 1000), reply.status if reply else None, error)
         now = self._outbox.now()
         status, again_at = after_attempt(self._settings, claimed.attempts, reply, now, self._vary)

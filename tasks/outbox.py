@@ -188,6 +188,12 @@ class Outbox:
         ]
         return self._change(claimed, status=status.value, next_attempt_at=again_at, deliveries=values)
 
+    def forget(self, message: Message) -> None:
+        """Remove the message of a task that is no more; a release before webhooks removes a task without it."""
+        gone = ~exists().where(tasks.c.id == message.task_id)
+        with self._writing.begin() as db:
+            db.execute(delete(webhooks).where(webhooks.c.task_id == message.task_id, gone))
+
     def redeliver(self, task_id: str) -> Message:
         """Queue a message anew, whatever became of it, with all its attempts before it. Raises NoMessage."""
         anew = update(webhooks).where(webhooks.c.task_id == task_id)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
@@ -283,6 +284,20 @@ def test_a_message_of_a_removed_task_is_told_no_more(
     hook.wait(6, "/other")
     assert len(hook.at("/hook")) <= seen + 1, "one may have been under way"
     assert service.manager.store.outbox.of([task.id, other.id]).keys() == {other.id}
+
+
+def test_a_message_whose_task_was_removed_by_a_release_that_knows_none_is_forgotten(
+    telling: Callable[..., Service], listen: Callable[..., Receiver]
+) -> None:
+    hook, service = listen(fails(99)), telling(retry_seconds=[0.05] * 100)
+    task = service.manager.store.happen(service.submit(webhook_url=hook.url()), Event.CANCEL)
+    hook.wait(1)
+    with closing(sqlite3.connect(service.settings.data_dir / "avatar.db", timeout=30)) as db, db:
+        db.execute("DELETE FROM tasks WHERE id = ?", [task.id])
+    deadline = time.monotonic() + WAIT_SECONDS
+    while service.manager.store.outbox.of([task.id]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_second_process_tells_nothing_while_one_does(
