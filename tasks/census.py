@@ -1,6 +1,7 @@
 """What the rows tell of the service as a whole at one moment: the queue, what runs, and the totals.
 
-Read in one transaction. It looks at open tasks only, by their index, so ended ones cost nothing however many they are.
+Read in one transaction. It looks at open tasks only, by their index, so ended ones cost nothing however many they are,
+but for their messages to webhooks, which are counted in an index.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, func, select
 
-from tasks import clock, drain, quotas, settling, totals
+from tasks import clock, drain, outbox, quotas, settling, totals
 from tasks.model import Priority, Status
 from tasks.schema import tasks
 from tasks.service_state import ServiceState
@@ -56,7 +57,7 @@ class Census:
     draining_seconds: float | None
     loans: settling.Loans
     sweeping_stopped: bool
-    webhooks: Webhooks | None = None
+    webhooks: Webhooks
 
 
 def take(db: Connection, now: datetime) -> Census:
@@ -65,7 +66,7 @@ def take(db: Connection, now: datetime) -> Census:
     def age(moment: datetime | None) -> float:
         return max(0.0, (now - moment).total_seconds()) if moment else 0.0
 
-    draining = drain.seen_by(db)
+    draining, told = drain.seen_by(db), outbox.count(db)
     return Census(
         waiting={
             (Priority(priority), engine): Waiting(count, age(oldest))
@@ -80,6 +81,7 @@ def take(db: Connection, now: datetime) -> Census:
         draining_seconds=age(draining.since) if draining else None,
         loans=settling.from_state(ServiceState.seen_by(db, settling.STATE_NAME)),
         sweeping_stopped=ServiceState.seen_by(db, clock.STOPPED) is not None,
+        webhooks=Webhooks(told.pending, told.delivered, told.failed, age(told.oldest_pending)),
     )
 
 

@@ -104,6 +104,14 @@ def drop(db: Connection, task_id: str) -> None:
     db.execute(delete(webhooks).where(webhooks.c.task_id == task_id))
 
 
+def count(db: Connection) -> Counts:
+    """Return what `Outbox.counts` does, within a transaction of the caller's."""
+    query = select(webhooks.c.status, func.count(), func.min(webhooks.c.created_at)).group_by(webhooks.c.status)
+    found = {status: (number, oldest) for status, number, oldest in db.execute(query)}
+    pending, delivered, failed = (found.get(status.value, (0, None)) for status in Delivery)
+    return Counts(pending[0], delivered[0], failed[0], pending[1])
+
+
 def _fresh(task_id: str, tenant: str, url: str, now: datetime) -> dict[str, Any]:
     return {
         "task_id": task_id, "tenant": tenant, "url": url, "host": urlsplit(url).hostname or "",
@@ -143,11 +151,8 @@ class Outbox:
 
     def counts(self) -> Counts:
         """Return how many messages there are, and how old the oldest pending one is."""
-        query = select(webhooks.c.status, func.count(), func.min(webhooks.c.created_at)).group_by(webhooks.c.status)
         with self._engine.begin() as db:
-            found = {status: (number, oldest) for status, number, oldest in db.execute(query)}
-        pending, delivered, failed = (found.get(status.value, (0, None)) for status in Delivery)
-        return Counts(pending[0], delivered[0], failed[0], pending[1])
+            return count(db)
 
     # --- delivering ----------------------------------------------------------------------------------------------
 

@@ -54,7 +54,6 @@ def families(survey: Survey, counted: Tally, limits: Limits) -> Iterator[Metric]
         yield from _now(survey.census, limits)
         yield from _in_all(survey.census.totals, limits.profiles)
         yield from _slots(survey.census, survey.hardware, limits)
-    if survey.census is not None and survey.census.webhooks is not None:
         yield from _webhooks(survey.census.webhooks)
     yield from _scheduler(survey.office)
     yield from _gpus(survey.hardware)
