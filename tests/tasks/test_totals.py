@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from math import inf
-from pathlib import Path
 
 import pytest
 
@@ -14,23 +13,12 @@ from tasks.estimate import Lesson
 from tasks.model import OOM_REASON, Event, Facts, LostRace, Note, Priority, Task
 from tasks.store import Store
 from tasks.totals import BOUNDS, Cause, Growth, Key, Spread, Total, read, sum_of
+from tests.tasks.conftest import Clock
 from tests.tasks.record_release import smaller
-from tests.tasks.test_store import BROKEN, CLAIM, DONE, Clock, submit
+from tests.tasks.test_store import BROKEN, CLAIM, DONE, submit
 
 OWN = ("preview", "preview_cpu")
 LESSON = Lesson("preview/preview_cpu", 3.0, 1.0, guess=5.0, first_load=1.0)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    made = Store(f"sqlite:///{tmp_path / 'avatar.db'}", tmp_path, now=clock)
-    yield made
-    made.close()
 
 
 def told(store: Store) -> Growth:
