@@ -34,6 +34,9 @@ ENGINE_ENVIRONMENT = (
 )  # fmt: skip
 """Names of the variables that engines see of the service's environment; a trailing `*` stands for any rest."""
 
+_CLIENT_ENVIRONMENT = ("AVATAR_URL", "AVATAR_API_KEY")
+"""What client.py reads; the service may be started in the same shell."""
+
 _MOST_ERRORS = 5
 
 
@@ -273,7 +276,7 @@ def engine_environment(settings: Settings, environ: Mapping[str, str] | None = N
 
 def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
     """A misspelt AVATAR_ variable would otherwise be ignored in silence."""
-    own = {"AVATAR_CONFIG"} | _variables(Settings, "AVATAR_")
+    own = {"AVATAR_CONFIG", *_CLIENT_ENVIRONMENT} | _variables(Settings, "AVATAR_")
     unknown = sorted(name for name in environ if name.startswith("AVATAR_") and name not in own)
     unknown = [name for name in unknown if not name.startswith(("AVATAR_TEST_", "AVATAR_TASK_", "AVATAR_ATTEMPT"))]
     if unknown:

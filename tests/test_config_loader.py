@@ -107,6 +107,15 @@ def test_an_unknown_key_of_a_profile_is_refused(monkeypatch: pytest.MonkeyPatch,
         load_settings()
 
 
+def test_a_misspelt_variable_is_refused_and_one_of_the_client_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVATAR_URL", "http://127.0.0.1:5000")
+    monkeypatch.setenv("AVATAR_API_KEY", "la_0_0")
+    load_settings()
+    monkeypatch.setenv("AVATAR_QEUE__MAX_QUEUED", "5")
+    with pytest.raises(ConfigError, match="AVATAR_QEUE__MAX_QUEUED"):
+        load_settings()
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_settings().port = 1
