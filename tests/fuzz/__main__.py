@@ -17,7 +17,7 @@ def main() -> int:
     print(f"{what}, seed {seed}, in {folder}", flush=True)
     report: api.Report | media.Report
     if what == "api":
-        report = api.fuzz(folder, int(os.environ.get("FUZZ_SECONDS", "300")), seed)
+        report = api.fuzz(folder, seed, seconds=int(os.environ.get("FUZZ_SECONDS", "300")))
     else:
         report = media.fuzz(folder, int(os.environ.get("COUNT", "10000")), seed)
     print(report)

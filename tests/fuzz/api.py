@@ -46,8 +46,15 @@ class Report:
         return "\n".join([self.said, f"{self.answers.total()} requests were answered ({counts})", *wrong])
 
 
-def fuzz(folder: Path, seconds: int, seed: int, phases: str = "examples,coverage,fuzzing,stateful") -> Report:
-    """Start a service in `folder`, send it generated requests for so long, and look at what is left of it."""
+ALL_PHASES = "examples,coverage,fuzzing,stateful"
+
+
+def fuzz(folder: Path, seed: int, *, phases: str = ALL_PHASES, seconds: int = 0, examples: int = 0) -> Report:
+    """Start a service in `folder`, send it generated requests, and look at what is left of it.
+
+    It goes on for so many `seconds`; or does so much work: `examples` of each phase, however long they take.
+    """
+    bound = ["--max-time", str(seconds)] if seconds else ["--max-examples", str(examples)]
     run = Service(folder, {**_SETTINGS, "AVATAR_ENGINES__TABLE": str(_engines(folder))}, workers=2)
     environment = {**_media(folder), "SCHEMATHESIS_HOOKS": "tests.fuzz.hooks", "FUZZ_DATA": str(folder)}
     key = _key(run)
@@ -55,7 +62,7 @@ def fuzz(folder: Path, seconds: int, seed: int, phases: str = "examples,coverage
         run.start()
         command = [
             sys.executable, "-m", "schemathesis.cli", "--config-file", str(_HERE / "schemathesis.toml"), "run",
-            f"{run.url}/api/v1/openapi.json", "--phases", phases, "--seed", str(seed), "--max-time", str(seconds),
+            f"{run.url}/api/v1/openapi.json", "--phases", phases, "--seed", str(seed), *bound,
             "--continue-on-failure",
         ]  # fmt: skip
         done = subprocess.run(

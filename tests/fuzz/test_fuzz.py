@@ -8,9 +8,9 @@ from tests.fuzz import api, media
 
 
 def test_a_secured_service_keeps_what_its_document_says_through_chains_of_generated_requests(tmp_path: Path) -> None:
-    report = api.fuzz(tmp_path, seconds=6, seed=20261123, phases="stateful")
+    report = api.fuzz(tmp_path, seed=20261123, phases="stateful", examples=8)
     assert report.is_good, str(report)
-    assert report.answers.total() > 30, str(report)
+    assert report.answers.total() > 20, str(report)
     assert report.answers[201], str(report)
 
 
