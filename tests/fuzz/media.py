@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -65,14 +66,15 @@ def fuzz(folder: Path, count: int, seed: int) -> Report:
         master = run.processes()[0]
         workers = {process.pid for process in master.children()}
         calm = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(master, report, calm))
+        watcher = threading.Thread(target=_watch, args=(master, report, calm), daemon=True)
         watcher.start()
         began = time.monotonic()
+        files = _Shared(mutants(seed, count))
         with ThreadPoolExecutor(_CLIENTS) as clients:
             http = urllib3.PoolManager(maxsize=_CLIENTS, retries=False, timeout=_ANSWER_SECONDS * 2)
-            for done in clients.map(lambda mutant: _upload(http, run.url, mutant, report), mutants(seed, count)):
-                if done % 1000 == 0:
-                    print(f"{done} files after {time.monotonic() - began:.0f} s", flush=True)
+            jobs = [clients.submit(_upload_all, http, run.url, files, report) for _ in range(_CLIENTS)]
+        for job in jobs:
+            job.result()
         report.seconds = time.monotonic() - began
         calm.set()
         watcher.join()
@@ -83,7 +85,30 @@ def fuzz(folder: Path, count: int, seed: int) -> Report:
     return report
 
 
-def _upload(http: urllib3.PoolManager, url: str, mutant: tuple[int, str, bytes], report: Report) -> int:
+class _Shared:
+    """Hands the mutants to several threads, each as it is made: all at once would not fit into memory."""
+
+    def __init__(self, files: Iterator[tuple[int, str, bytes]]) -> None:
+        self._files, self._lock, self._began = files, threading.Lock(), time.monotonic()
+
+    def __iter__(self) -> Iterator[tuple[int, str, bytes]]:
+        while (file := self._next()) is not None:
+            yield file
+
+    def _next(self) -> tuple[int, str, bytes] | None:
+        with self._lock:
+            file = next(self._files, None)
+            if file and file[0] % 1000 == 0:
+                print(f"file {file[0]} after {time.monotonic() - self._began:.0f} s", flush=True)
+            return file
+
+
+def _upload_all(http: urllib3.PoolManager, url: str, files: _Shared, report: Report) -> None:
+    for file in files:
+        _upload(http, url, file, report)
+
+
+def _upload(http: urllib3.PoolManager, url: str, mutant: tuple[int, str, bytes], report: Report) -> None:
     """Upload one mutant until it is answered other than that all decoders are busy."""
     number, kind, data = mutant
     for _ in range(200):
@@ -93,7 +118,7 @@ def _upload(http: urllib3.PoolManager, url: str, mutant: tuple[int, str, bytes],
             answer = http.request("POST", f"{url}/api/v1/upload", fields=fields)
         except urllib3.exceptions.HTTPError as error:
             report.failures.append(f"mutant {number} was not answered: {error}")
-            return number
+            return
         if answer.status != 503:
             break
         time.sleep(0.1)
@@ -106,7 +131,6 @@ def _upload(http: urllib3.PoolManager, url: str, mutant: tuple[int, str, bytes],
         report.failures.append(
             f"mutant {number} ({kind}): {answer.status} after {seconds:.1f} s: {answer.data[:300]!r}"
         )
-    return number
 
 
 def _watch(master: psutil.Process, report: Report, calm: threading.Event) -> None:
