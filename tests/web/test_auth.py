@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -181,12 +182,20 @@ class Issuer:
 
     def __init__(self) -> None:
         self.private = {"rsa": rsa.generate_private_key(65537, 2048), "ec": ec.generate_private_key(ec.SECP256R1())}
-        self.asked, self.answers = 0, True
+        self.asked, self.answers, self.drips = 0, True, False
+        self.shown = ("rsa", "ec", "others")
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                with suppress(ConnectionError):  # it was left
+                    self.answer()
+
+            def answer(self) -> None:
                 issuer.asked += 1
+                while issuer.drips:
+                    self.wfile.write(b"X")
+                    time.sleep(0.02)
                 body = json.dumps({"keys": issuer.public()}).encode()
                 self.send_response(200 if issuer.answers else 503)
                 self.send_header("Content-Length", str(len(body)))
@@ -207,9 +216,11 @@ class Issuer:
             made.append({**algorithm.to_jwk(self.private[name].public_key(), as_dict=True), "kid": name, "use": "sig"})
         made[0]["alg"] = "RS256"
         secret = base64.urlsafe_b64encode(b"x" * 32).decode().rstrip("=")
-        return [*made, {"kty": "oct", "kid": "secret", "k": secret}, {"kty": "RSA", "kid": "broken"}, {"kid": 7}]
+        others = [{"kty": "oct", "kid": "secret", "k": secret}, {"kty": "RSA", "kid": "broken"}, {"kid": 7}]
+        return [key for key in made if key["kid"] in self.shown] + (others if "others" in self.shown else [])
 
     def close(self) -> None:
+        self.drips = False
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
@@ -279,6 +290,48 @@ def test_an_issuer_that_never_answered_is_a_503(by_issuer: Service, issuer: Issu
     answer = by_issuer.client.get("/api/v1/tasks", headers=signed(issuer, "rsa", "RS256"))
     assert (answer.status_code, answer.json["error_code"]) == (503, "busy")
     assert answer.headers["Retry-After"]
+
+
+@pytest.fixture
+def key_set(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> jwks.KeySet:
+    """The issuer's keys, fetched, with short deadlines, and asked for as often as there is a reason."""
+    monkeypatch.setattr(jwks, "_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(jwks, "_PAUSE_SECONDS", 0.0)
+    made = jwks.KeySet(issuer.url)
+    assert made.key("rsa") is not None
+    return made
+
+
+def test_an_issuer_that_drips_is_left_at_the_deadline_and_delays_nobody_whose_key_is_known(
+    key_set: jwks.KeySet, issuer: Issuer
+) -> None:
+    issuer.drips = True
+    key_set._fetched_at -= jwks._FRESH_SECONDS + 1
+    began = time.monotonic()
+    assert key_set.key("rsa") is not None
+    assert time.monotonic() - began < 0.4, "a known key waited for the issuer"
+    assert key_set.key("new") is None
+    key_set._fetched_at -= jwks._FRESH_SECONDS
+    assert key_set.key("rsa") is not None, "the last good keys were given up"
+    assert time.monotonic() - began < 5, "the header's drip was waited for"
+    assert issuer.asked >= 2
+
+
+def test_rotated_keys_are_found_when_they_are_named_and_those_withdrawn_open_nothing_once_that_is_known(
+    key_set: jwks.KeySet, issuer: Issuer
+) -> None:
+    issuer.shown = ("ec",)
+    key_set._fetched_at -= 2 * jwks._FRESH_SECONDS + 1
+    assert (key_set.key("rsa"), key_set.key("ec") is not None) == (None, True)
+    issuer.shown = ("rsa", "ec")
+    assert key_set.key("rsa") is not None
+
+
+def test_an_answer_without_a_key_that_signs_replaces_no_good_one(key_set: jwks.KeySet, issuer: Issuer) -> None:
+    issuer.shown = ()
+    assert key_set.key("unknown") is None
+    assert key_set.key("rsa") is not None
+    assert issuer.asked == 2
 
 
 # --- tenants ----------------------------------------------------------------------------------------------------------
