@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -156,6 +157,9 @@ RULES = tuple(dict.fromkeys(rule for _, rule, _, _ in ROUTES))
 """The addresses, each once."""
 
 
+_UMASK = 0o027
+"""What the service writes is for its user, and to be read by its group: nginx sends results."""
+
 CANNOT_START = 3
 """Exit status of a process that must not be started again as it is; gunicorn's master ends when a worker ends so."""
 
@@ -168,6 +172,7 @@ def create_app(settings: Settings | None = None, manager: TaskManager | None = N
     """
     if settings is not None:
         return _serve(settings, manager)
+    os.umask(_UMASK)
     try:
         settings = load_settings()
         return _with_commands(settings) if command_app.is_looked_through() else _serve(settings, manager)
