@@ -32,6 +32,10 @@ preload_app = False
 control_socket_disable = True
 limit_request_line = 8190
 limit_request_fields = 64
+# What is said of a client counts from http.trusted_proxies alone. gunicorn by itself would believe any program on this
+# machine, and whoever comes through a socket: that the connection is TLS, and that the address asked for is another.
+secure_scheme_headers = {}
+forwarder_headers = ""
 # Lines below this would quote what clients send; the application's own level is not meant here.
 loglevel = "info" if _settings.log_level == "DEBUG" else _settings.log_level.lower()
 

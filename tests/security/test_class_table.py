@@ -107,6 +107,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
         "e2e/test_nginx.py::test_slow_and_greedy_clients_do_not_slow_down_who_behaves",
         "e2e/test_nginx.py::test_a_body_past_the_limit_of_its_route_is_413_before_it_is_sent",
         "e2e/test_nginx.py::test_a_post_that_broke_off_is_not_sent_to_another_upstream",
+        "e2e/test_front_door.py::test_the_shipped_service_is_entered_by_its_door_alone",
     ),
     "credentials": (
         "web/test_events.py::test_a_stream_ends_soon_after_its_key_was_revoked",
@@ -115,6 +116,8 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
         "web/test_auth.py::test_a_key_in_the_query_is_none",
         "web/test_auth.py::test_only_a_hash_of_a_key_is_kept_and_its_use_is_noted",
         "web/test_auth.py::test_a_revoked_and_an_expired_key_open_nothing",
+        "web/test_auth.py::test_an_issuer_that_drips_is_left_at_the_deadline_and_delays_nobody_whose_key_is_known",
+        "e2e/test_front_door.py::test_the_shipped_service_is_entered_by_its_door_alone",
         "web/test_auth.py::test_authentication_without_a_way_in_is_refused_and_each_way_in_is_enough",
         "web/test_auth.py::test_settings_that_let_strangers_in_are_refused_with_what_to_do",
         "web/test_metrics.py::test_with_authentication_on_it_takes_its_own_scope_and_opens_nothing_else",
