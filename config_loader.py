@@ -164,6 +164,7 @@ def _span(number: float, seconds: int) -> timedelta | None:
 class RunnerLimitSettings(_Section):
     file_bytes: int = Field(64 * 2**30, ge=0, lt=2**63)
     open_files: int = Field(65_536, ge=0, lt=2**31)
+    nice: int = Field(5, ge=0, le=19)
 
     def policy(self) -> EngineLimits:
         """Return the same as the runner takes it."""

@@ -27,6 +27,9 @@ PR_SET_NO_NEW_PRIVS = 38
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 WAV_BYTES_A_SECOND = 48_000 * 2 * 2
 PNG_BYTES_A_PIXEL = 4
+NICENESS = 5
+"""Above the service's own, as that of engines is by default: who asks for a task waits for no decoder."""
+
 NAMES = {"image": "image", "audio": "recording"}
 
 
@@ -53,6 +56,7 @@ def _limit(limits: MediaLimits) -> None:
         (resource.RLIMIT_CORE, 0, 0),
     ):
         _lower(what, soft, hard)
+    os.nice(NICENESS)
     # For the case that the parent dies and nobody kills this process at the deadline. The default action ends it.
     signal.setitimer(signal.ITIMER_REAL, limits.wall_seconds + 1)
 

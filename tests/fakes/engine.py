@@ -154,7 +154,7 @@ def many_notes() -> int:
 
 def dump() -> int:
     limits = {name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}")) for name in ("CORE", "FSIZE", "NOFILE")}
-    seen = {"argv": sys.argv[1:], "environ": dict(os.environ), "cwd": os.getcwd(), "limits": limits}
+    seen = {"argv": sys.argv[1:], "environ": dict(os.environ), "cwd": os.getcwd(), "limits": limits, "nice": os.nice(0)}
     with open(os.path.join(OUTPUT, "..", "seen.json"), "w") as file:
         json.dump(seen, file)
     return copy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -21,12 +22,14 @@ def limited(**limits: int) -> dict[str, object]:
     return {"runner": {"poll_seconds": 0.05, "limits": limits}}
 
 
-def test_an_engine_has_its_limits_hard_and_soft_and_its_files_are_not_for_everyone(bench: Bench) -> None:
-    manager = bench.open("dump", limited(file_bytes=2**30, open_files=200))
+def test_an_engine_has_its_limits_hard_and_soft_stands_back_and_writes_nothing_for_everyone(bench: Bench) -> None:
+    manager = bench.open("dump", limited(file_bytes=2**30, open_files=200, nice=3))
     task = bench.ended(manager, bench.submit(manager))
     assert task.status is Status.COMPLETED, task.failure
     seen = manager.folders.attempt(task.id, 1) / "seen.json"
-    limits = {name: tuple(both) for name, both in json.loads(seen.read_text())["limits"].items()}
+    told = json.loads(seen.read_text())
+    limits = {name: tuple(both) for name, both in told["limits"].items()}
+    assert told["nice"] == min(os.nice(0) + 3, 19)
     assert limits == {"CORE": (0, 0), "FSIZE": (2**30, 2**30), "NOFILE": (200, 200)}
     assert seen.stat().st_mode & 0o777 == 0o640
 

@@ -104,6 +104,7 @@ print(json.dumps({
     "core": resource.getrlimit(resource.RLIMIT_CORE),
     "no_new_privs": __import__("ctypes").CDLL(None).prctl(39, 0, 0, 0, 0),
     "environment": sorted(os.environ),
+    "nice": os.nice(0),
 }))
 """
 
@@ -123,6 +124,7 @@ def test_the_child_can_open_nothing_connect_to_nothing_and_start_nothing() -> No
         "core": [0, 0],
         "no_new_privs": 1,
         "environment": sorted(media.ENVIRONMENT),
+        "nice": min(os.nice(0) + 5, 19),
     }
 
 
