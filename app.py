@@ -197,7 +197,8 @@ def _serve(settings: Settings, manager: TaskManager | None) -> Flask:
     app.url_map.merge_slashes = False
     app.config.update(TRUSTED_HOSTS=list(settings.http.trusted_hosts) or None, BODY_SECONDS=settings.http.body_seconds)
     metrics = Metrics(app, manager, settings, RULES)
-    inputs, links = Inputs(settings.inputs, manager, metrics.during), _links(settings, manager)
+    inputs = Inputs(settings.inputs, manager, metrics.during, many_tenants=settings.auth.enabled)
+    links = _links(settings, manager)
     waiting = _waiting(manager, links, settings.http.max_waiters)
     app.extensions |= {"task_manager": manager, "waiting": waiting, "metrics": metrics}
     manager.tell_with(partial(body, manager, links))

@@ -74,7 +74,7 @@ class InputSettings(_Section):
     max_image_pixels: int = Field(40_000_000, ge=64 * 64)
     max_audio_seconds: float = Field(10_800.0, ge=0.2)
     decode_seconds: float = Field(120.0, gt=0)
-    decoders: int = Field(2, ge=1)
+    decoders: int = Field(3, ge=1)
     allow_urls: bool = True
     fetch_seconds: float = Field(60.0, gt=0)
     allowed_networks: Networks = ()

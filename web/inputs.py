@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -34,6 +33,7 @@ from utils.media import AudioFacts, ImageFacts, MediaError, MediaJob, MediaLimit
 from utils.media_kinds import Kind
 from utils.net import FetchError, FetchPolicy, check_url, fetch
 from web.body import SentFile
+from web.decoders import AllBusy, Decoders
 from web.errors import BUSY_RETRY_SECONDS, ApiError, Code, FieldError, Invalid, invalid, too_large
 from web.tally import Open
 
@@ -68,10 +68,11 @@ class Inputs:
     """Prepares media within the limits of the settings; at most `decoders` children of this process at once."""
 
     def __init__(
-        self, settings: InputSettings, manager: TaskManager, during: Callable[[Open], AbstractContextManager[None]]
-    ) -> None:
+        self, settings: InputSettings, manager: TaskManager, during: Callable[[Open], AbstractContextManager[None]],
+        *, many_tenants: bool,
+    ) -> None:  # fmt: skip
         self._settings, self._manager, self._during = settings, manager, during
-        self._decoders = threading.BoundedSemaphore(settings.decoders)
+        self._decoders = Decoders(settings.decoders, shared=many_tenants)
         self._limits = MediaLimits(
             max_image_pixels=settings.max_image_pixels, max_audio_seconds=settings.max_audio_seconds,
             wall_seconds=settings.decode_seconds, cpu_seconds=settings.decode_seconds,
@@ -92,7 +93,7 @@ class Inputs:
         """Return the canonical media, in `folder`. Raises ApiError naming each field at fault, StorageFull."""
         self._refuse_early(sources)
         staged = [self._stage(source, folder, tenant) for source in sources]
-        done = self._canonical([item for item in staged if item.facts is None], folder)
+        done = self._canonical([item for item in staged if item.facts is None], folder, tenant)
         done += [PreparedInput(item.path, item.facts, item.sha256) for item in staged if item.facts is not None]
         return {"image" if isinstance(item.facts, ImageFacts) else "audio": item for item in done}
 
@@ -173,13 +174,17 @@ class Inputs:
 
     # --- decoding ----------------------------------------------------------------------------------------------------
 
-    def _canonical(self, staged: list[_Staged], folder: Path) -> list[PreparedInput]:
+    def _canonical(self, staged: list[_Staged], folder: Path, tenant: str) -> list[PreparedInput]:
         if not staged:
             return []
         targets = [folder / f"canonical-{item.source.kind}{SUFFIXES[item.source.kind]}" for item in staged]
         jobs = [MediaJob(item.source.kind, item.path, target) for item, target in zip(staged, targets, strict=True)]
-        with self._a_decoder():
-            outcomes = normalise(jobs, self._limits)
+        try:
+            with self._decoders.place(tenant, DECODER_WAIT_SECONDS), self._during(Open.DECODER):
+                outcomes = normalise(jobs, self._limits)
+        except AllBusy:
+            text = "too many media are being decoded; try again"
+            raise ApiError(Code.BUSY, text, retry_after=BUSY_RETRY_SECONDS) from None
         errors, prepared = [], []
         for item, target, outcome in zip(staged, targets, outcomes, strict=True):
             if isinstance(outcome, MediaError):
@@ -189,16 +194,6 @@ class Inputs:
         if errors:
             raise Invalid(*errors)
         return prepared
-
-    @contextmanager
-    def _a_decoder(self) -> Iterator[None]:
-        if not self._decoders.acquire(timeout=DECODER_WAIT_SECONDS):
-            raise ApiError(Code.BUSY, "too many media are being decoded; try again", retry_after=BUSY_RETRY_SECONDS)
-        try:
-            with self._during(Open.DECODER):
-                yield
-        finally:
-            self._decoders.release()
 
 
 def _sha256(path: Path) -> str:

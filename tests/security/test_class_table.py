@@ -139,6 +139,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
         "web/test_rate_limits.py::test_a_tenant_with_as_many_waiting_tasks_as_it_may_have_is_refused_and_others_are_not",
         "web/test_rate_limits.py::test_bytes_stored_are_those_of_uploads_and_of_tasks",
         "web/test_rate_limits.py::test_seconds_of_video_are_counted_by_day_and_given_back_for_what_never_started",
+        "web/test_limits.py::test_a_tenant_whose_media_take_long_leaves_a_decoder_to_the_others",
         "web/test_requests.py::test_a_full_queue_says_when_to_come_again",
         "tasks/test_retention.py::test_an_upload_expires_after_its_last_use_and_not_before",
         "tasks/test_fair_order.py::test_a_tenants_many_tasks_delay_anothers_first_by_one",

@@ -9,13 +9,14 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from tests.web.conftest import Serve, Service, build, close, form, png, wav
 from tests.web.servers import get, gunicorn, werkzeug
 from utils.file_handler import StorageFull
-from utils.media import MediaUnavailable
+from utils.media import MediaUnavailable, normalise
 
 GENERATE, UPLOAD = "/api/v1/generate", "/api/v1/upload"
 HEAD = b'--B\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n'
@@ -139,6 +140,33 @@ def test_whoever_waits_too_long_for_a_decoder_is_told_to_come_again(
     assert (answer.status_code, answer.json["error_code"]) == (503, "busy")
     assert answer.headers["Retry-After"]
     assert service.files() == []
+
+
+def test_a_tenant_whose_media_take_long_leaves_a_decoder_to_the_others(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, decoding, go_on = (
+        serve(inputs={"decoders": 2}, auth={"enabled": True}),
+        threading.Event(),
+        threading.Event(),
+    )
+    greedy, other = ({"X-API-Key": service.manager.store.keys.create(tenant)[1]} for tenant in ("greedy", "other"))
+
+    def slow_at_first(*args: Any) -> Any:
+        if not decoding.is_set():
+            decoding.set()
+            go_on.wait(30)
+        return normalise(*args)
+
+    monkeypatch.setattr("web.inputs.normalise", slow_at_first)
+    monkeypatch.setattr("web.inputs.DECODER_WAIT_SECONDS", 0.05)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(service.app.test_client().post, GENERATE, data=form(), headers=greedy)
+        assert decoding.wait(30)
+        answers = [service.client.post(GENERATE, data=form(), headers=who).status_code for who in (greedy, other)]
+        go_on.set()
+        assert (answers, first.result(30).status_code) == ([503, 201], 201)
+    assert service.client.post(GENERATE, data=form(), headers=greedy).status_code == 201
 
 
 # --- over sockets -----------------------------------------------------------------------------------------------------
