@@ -47,8 +47,8 @@ lint: setup-dev ## ruff, mypy, shellcheck
 	$(VENV)/bin/mypy
 	$(VENV)/bin/shellcheck $(SHELLS) .ci/run
 
-audit: setup-dev ## known holes in the pinned packages (needs the network), and ruff's security rules
-	$(VENV)/bin/ruff check --select S .
+audit: setup-dev ## known holes in the pinned packages (needs the network), and ruff's rules, those on security too
+	$(VENV)/bin/ruff check .
 	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
 	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt
 
