@@ -33,12 +33,17 @@ from utils.media import AudioFacts, ImageFacts, MediaError, MediaJob, MediaLimit
 from utils.media_kinds import Kind
 from utils.net import FetchError, FetchPolicy, check_url, fetch
 from web.body import SentFile
-from web.decoders import AllBusy, Decoders
 from web.errors import BUSY_RETRY_SECONDS, ApiError, Code, FieldError, Invalid, invalid, too_large
+from web.places import AllBusy, Places
 from web.tally import Open
 
 DECODER_WAIT_SECONDS = 30.0
 """How long a request waits for one of the decoders before it is told to come again."""
+
+WAITING = 16
+FETCHES = 16
+"""Requests of one process that wait for a decoder, and those that fetch from a URL: each holds one of the threads that
+configs/gunicorn.conf.py has beside those of long polls, and some must be left for all else."""
 
 SUFFIXES: Mapping[Kind, str] = {"image": ".png", "audio": ".wav"}
 _UPLOAD = re.compile(r"/uploads/(image|audio)/[a-z0-9]{32}\.(png|wav)")
@@ -72,7 +77,9 @@ class Inputs:
         *, many_tenants: bool,
     ) -> None:  # fmt: skip
         self._settings, self._manager, self._during = settings, manager, during
-        self._decoders = Decoders(settings.decoders, shared=many_tenants)
+        most, half = settings.decoders, 2 if many_tenants else 1
+        self._decoders = Places(most, max(1, most - 1) if many_tenants else most, WAITING, WAITING // half)
+        self._fetches = Places(FETCHES, FETCHES // half)
         self._limits = MediaLimits(
             max_image_pixels=settings.max_image_pixels, max_audio_seconds=settings.max_audio_seconds,
             wall_seconds=settings.decode_seconds, cpu_seconds=settings.decode_seconds,
@@ -150,7 +157,8 @@ class Inputs:
             if _UPLOAD.fullmatch(source.given):
                 return self._stage_upload(source, source.given, target, tenant)
             if _SCHEME.match(source.given):
-                fetch(source.given, target, self._policy(source.kind))
+                with _a_place(self._fetches, tenant, "fetched"):
+                    fetch(source.given, target, self._policy(source.kind))
                 return _Staged(source, target, _sha256(target), None)
             with open_allowed(self._settings.folders, source.given) as file:
                 saved = save_stream(file, target, self.max_bytes[source.kind])
@@ -179,12 +187,8 @@ class Inputs:
             return []
         targets = [folder / f"canonical-{item.source.kind}{SUFFIXES[item.source.kind]}" for item in staged]
         jobs = [MediaJob(item.source.kind, item.path, target) for item, target in zip(staged, targets, strict=True)]
-        try:
-            with self._decoders.place(tenant, DECODER_WAIT_SECONDS), self._during(Open.DECODER):
-                outcomes = normalise(jobs, self._limits)
-        except AllBusy:
-            text = "too many media are being decoded; try again"
-            raise ApiError(Code.BUSY, text, retry_after=BUSY_RETRY_SECONDS) from None
+        with _a_place(self._decoders, tenant, "decoded"), self._during(Open.DECODER):
+            outcomes = normalise(jobs, self._limits)
         errors, prepared = [], []
         for item, target, outcome in zip(staged, targets, outcomes, strict=True):
             if isinstance(outcome, MediaError):
@@ -194,6 +198,16 @@ class Inputs:
         if errors:
             raise Invalid(*errors)
         return prepared
+
+
+@contextmanager
+def _a_place(places: Places, tenant: str, what: str) -> Iterator[None]:
+    try:
+        with places.place(tenant, DECODER_WAIT_SECONDS):
+            yield
+    except AllBusy:
+        text = f"too many media are being {what}; try again"
+        raise ApiError(Code.BUSY, text, retry_after=BUSY_RETRY_SECONDS) from None
 
 
 def _sha256(path: Path) -> str:

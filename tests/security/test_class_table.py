@@ -76,6 +76,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
         "utils/test_net_post.py::test_a_slow_receiver_is_left_at_the_total_deadline",
         "utils/test_net_post.py::test_an_endless_head_is_left_at_a_limit",
         "web/test_webhooks.py::test_receivers_that_never_answer_delay_nobody_else_s",
+        "web/test_places.py::test_slow_urls_of_one_tenant_hold_no_more_than_its_share_of_the_threads",
     ),
     "media": (
         "utils/test_media_hostile.py::test_a_hostile_medium_is_refused_in_one_line_with_its_own_reason",
@@ -140,6 +141,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
         "web/test_rate_limits.py::test_bytes_stored_are_those_of_uploads_and_of_tasks",
         "web/test_rate_limits.py::test_seconds_of_video_are_counted_by_day_and_given_back_for_what_never_started",
         "web/test_limits.py::test_a_tenant_whose_media_take_long_leaves_a_decoder_to_the_others",
+        "web/test_places.py::test_few_may_wait_and_one_tenant_s_do_not_keep_others_from_waiting",
         "web/test_requests.py::test_a_full_queue_says_when_to_come_again",
         "tasks/test_retention.py::test_an_upload_expires_after_its_last_use_and_not_before",
         "tasks/test_fair_order.py::test_a_tenants_many_tasks_delay_anothers_first_by_one",
