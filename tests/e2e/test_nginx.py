@@ -225,8 +225,11 @@ def test_a_small_body_goes_through_and_a_drip_does_not_reach_the_service(front: 
         ("GET / HTTP/1.1", 400),
         ("GET / HTTP/1.1\r\nHost: a\r\nX: a\0b", 400),
         ("nonsense", 400),
+        ("TRACE / HTTP/1.1\r\nHost: a", 405),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip", 400),
+        ("GET / HTTP/2.0\r\nHost: a", 400),
     ],
-    ids=["long line", "long header", "two hosts", "no host", "NUL", "nonsense"],
+    ids=["long line", "long header", "two hosts", "no host", "NUL", "nonsense", "TRACE", "an encoding", "a version"],
 )
 def test_a_request_that_nginx_cannot_take_is_a_problem_too(front: Front, head: str, status: int) -> None:
     with socket.create_connection(("127.0.0.1", front.port), 30) as sock:
@@ -384,8 +387,10 @@ def test_with_tls_plain_http_leads_to_https_and_browsers_are_told_to_stay(tmp_pa
             answer = http.client.HTTPResponse(sock)
             answer.begin()
             told = Answer(answer.status, answer.headers, answer.read())
-    assert (told.status, told.headers["Strict-Transport-Security"]) == (503, "max-age=31536000")
-    told.problem()
+        assert (told.status, told.headers["Strict-Transport-Security"]) == (503, "max-age=31536000")
+        told.problem()
+        plain_to_tls = Front(secure, tmp_path).ask("/")
+        assert (plain_to_tls.status, plain_to_tls.problem()["error_code"]) == (400, "invalid_input")
 
 
 # --- slow and greedy clients ------------------------------------------------------------------------------------------
