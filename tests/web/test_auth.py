@@ -23,6 +23,7 @@ from config_loader import ConfigError, load_engines, load_settings
 from task_manager import TaskManager
 from tests.web.conftest import Serve, Service, form
 from web import jwks
+from web.links import Links
 from web.openapi import OPERATIONS
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -315,6 +316,7 @@ def test_an_issuer_that_drips_is_left_at_the_deadline_and_delays_nobody_whose_ke
     assert key_set.key("rsa") is not None, "the last good keys were given up"
     assert time.monotonic() - began < 5, "the header's drip was waited for"
     assert issuer.asked >= 2
+    assert key_set._answered.wait(10), "the issuer is still being asked"
 
 
 def test_rotated_keys_are_found_when_they_are_named_and_those_withdrawn_open_nothing_once_that_is_known(
@@ -393,6 +395,8 @@ def test_a_signed_link_plays_without_credentials_and_is_stable(secured: Service,
     url = link_of(secured, key)
     task = urlsplit(url).path.split("/")[2]
     assert secured.client.get(url, headers={"Range": "bytes=0-3"}).data == b"0123"
+    assert secured.client.head(url).headers["Content-Length"] == "10"
+    assert [secured.client.open(url, method=method).status_code for method in ("DELETE", "POST")] == [405, 405]
     assert secured.client.get(f"/api/v1/task/{task}", headers=bearer(key)).json["output_video_url"] == url
     expires = int(parse_qs(urlsplit(url).query)["expires"][0])
     assert 3600 <= expires - time.time() + 1 <= 3600 + 301
@@ -414,6 +418,17 @@ def test_a_link_that_was_changed_opens_nothing(
     secured: Service, key_of: Callable[..., str], tamper: Callable[[str], str]
 ) -> None:
     assert secured.client.get(tamper(link_of(secured, key_of("acme")))).status_code == 401
+
+
+def test_a_link_is_for_one_service_and_for_what_is_still_there(secured: Service, key_of: Callable[..., str]) -> None:
+    key = key_of("acme")
+    url = link_of(secured, key)
+    task, name = urlsplit(url).path.split("/")[2:]
+    other = Links(b"k" * 32, 3600).link(task, name)
+    for refused in (other, url + "&signature=A", url.replace("signature=", "signature=A&signature="), f"{url}%0A"):
+        assert secured.client.get(refused).status_code in (400, 401), refused
+    assert secured.client.delete(f"/api/v1/task/{task}", headers=bearer(key)).status_code == 204
+    assert (secured.client.get(url).status_code, secured.client.head(url).status_code) == (410, 410)
 
 
 def test_a_link_expires(secured: Service, key_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
