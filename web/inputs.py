@@ -40,8 +40,7 @@ from web.tally import Open
 DECODER_WAIT_SECONDS = 30.0
 """How long a request waits for one of the decoders before it is told to come again."""
 
-WAITING = 16
-FETCHES = 16
+WAITING = FETCHES = 12
 """Requests of one process that wait for a decoder, and those that fetch from a URL: each holds one of the threads that
 configs/gunicorn.conf.py has beside those of long polls, and some must be left for all else."""
 

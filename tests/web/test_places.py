@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -10,10 +11,14 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from config_loader import load_settings
+from tests.conftest import ROOT
 from tests.web.conftest import Serve
 from utils.net import FetchError
+from web.inputs import FETCHES, WAITING
 from web.places import AllBusy, Places
 
+CONF = ROOT / "configs" / "gunicorn.conf.py"
 BODY = {"prompt": "p", "image_path": "https://example.com/a.png", "audio_path": "https://example.com/a.wav"}
 
 
@@ -66,6 +71,12 @@ def test_few_may_wait_and_one_tenant_s_do_not_keep_others_from_waiting() -> None
     with held(places, "a"):
         assert not is_open(places, "a", 0.01)
     assert places._wait.total() == 0
+
+
+def test_all_that_fetches_decodes_and_waits_leaves_threads_to_requests_that_do_not() -> None:
+    beside_long_polls = re.search(r"^threads = _settings.http.max_waiters \+ (\d+)$", CONF.read_text(), re.MULTILINE)
+    assert beside_long_polls is not None
+    assert FETCHES + WAITING + load_settings().inputs.decoders < int(beside_long_polls[1])
 
 
 def test_slow_urls_of_one_tenant_hold_no_more_than_its_share_of_the_threads(
