@@ -27,6 +27,9 @@ _SETTINGS = {
 }  # fmt: skip
 
 
+_SCOPES = [word for scope in ("generate", "read", "metrics") for word in ("--scope", scope)]
+
+
 @dataclass(frozen=True)
 class Report:
     """What schemathesis said, and what the service made of it."""
@@ -101,7 +104,7 @@ def _media(folder: Path) -> dict[str, str]:
 def _key(run: Service) -> str:
     """Make an API key as an operator does."""
     made = subprocess.run(
-        [sys.executable, "-m", "flask", "--app", "app", "keys", "create", "--tenant", "fuzz"], cwd=ROOT,
+        [sys.executable, "-m", "flask", "--app", "app", "keys", "create", "--tenant", "fuzz", *_SCOPES], cwd=ROOT,
         env={**os.environ, **run.environment, "AVATAR_DATA_DIR": str(run.data)}, capture_output=True, text=True,
         timeout=60, check=True,
     )  # fmt: skip
