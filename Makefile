@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 SHELLS := $(wildcard scripts/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor setup setup-dev serve test test-long chaos load fuzz-api fuzz-media lint audit bench record-release constraints
+.PHONY: help docs demo doctor setup setup-dev serve test test-long chaos load fuzz-api fuzz-media lint audit bench record-release constraints
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ audit: setup-dev ## known holes in the pinned packages (needs the network), and 
 	$(VENV)/bin/ruff check .
 	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
 	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt
+
+docs: setup ## write anew what of the documents follows from the code (docs/configuration.md, in Chinese too)
+	@$(PY) scripts/docs.py
 
 bench: setup-dev ## speed of the preview engine, and of encoding the same frames alone
 	$(PY) -m engines.preview.bench
