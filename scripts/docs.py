@@ -18,6 +18,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config_loader import ROOT, Settings
+from scripts.life_cycle import life_cycle_svg
 from tasks.model import life_cycle_mermaid
 
 SERVICE = "service"
@@ -245,6 +246,7 @@ def with_life_cycle(text: str) -> str:
 def files() -> dict[Path, str]:
     """Return what each file that follows from the code should hold, by its path in the project."""
     made = {language.path: page(language) for language in (english(), chinese())}
+    made[Path("docs/img/life-cycle.svg")] = life_cycle_svg()
     return made | {Path(name): with_life_cycle((ROOT / name).read_text("utf-8")) for name in WITH_LIFE_CYCLE}
 
 
