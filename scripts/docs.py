@@ -140,7 +140,9 @@ def _told(key: str, source: Setting | Group, language: Language) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return "" if value in ("", None, []) else str(value)
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "" if value in ("", None) else str(value)
 
 
 def _kind(schema: Mapping[str, Any], language: Language) -> str:
@@ -152,8 +154,8 @@ def _kind(schema: Mapping[str, Any], language: Language) -> str:
     if "enum" in schema:
         return language.joined.join(f"`{value}`" for value in schema["enum"])
     if schema["type"] == "array":
-        formats = [choice.get("format", "") for choice in schema["items"].get("anyOf", [schema["items"]])]
-        return words[f"list {formats[0]}".strip()]
+        item = schema["items"].get("anyOf", [schema["items"]])[0]
+        return words[f"list {item.get('format', item['type'])}"]
     if "pattern" in schema:
         return words["pattern"].format(f"`{schema['pattern']}`")
     return words[schema.get("format", schema["type"])] + _range(schema, language)
@@ -231,7 +233,8 @@ of their own, see [GPU server](gpu-server.md#settings-of-the-launch-scripts).
 
 _KINDS = {
     "integer": "integer", "number": "number", "boolean": "`true` or `false`", "string": "text", "path": "path",
-    "password": "secret text", "list": "list of names", "list path": "list of paths", "pattern": "text like {}",
+    "password": "secret text", "list string": "list of names", "list path": "list of paths",
+    "list integer": "list of integers", "list number": "list of numbers", "pattern": "text like {}",
     "list ipv4network": "list of addresses or networks", "minimum": "{} or more", "exclusiveMinimum": "more than {}",
     "maximum": "at most {}", "exclusiveMaximum": "less than {}", "minLength": "length {} or more",
     "maxLength": "length {} at most", ", ": ", ",

@@ -15,6 +15,7 @@ from tasks.settling import STATE_NAME, from_state, states
 from tasks.store import Store
 from utils.gpu import Gpu
 
+NO_ENGINE = "no engine can run on this machine"
 DISK_FULL = "the disk of the data folder is full"
 
 
@@ -56,7 +57,7 @@ class Examiner:
         ask = self.store.condition.ask
         counts = ask(self.store.counts) or {}
         engines = self._engines()
-        against = [] if any(engine.available for engine in engines) else ["no engine can run on this machine"]
+        against = [] if any(engine.available for engine in engines) else [NO_ENGINE]
         against += filter(None, [why_not_scheduled(self.disk.folder)])
         against += [] if self.disk.has_room() else [DISK_FULL]
         against += filter(None, [self.store.condition.reason()])

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import yaml
@@ -16,8 +12,6 @@ from app import ROUTES
 from config_loader import environment_names
 from tasks.model import Status, life_cycle_mermaid
 from tests.conftest import ROOT
-from tests.e2e.conftest import Service, service  # noqa: F401 - a fixture
-from tests.tasks.conftest import ready_video  # noqa: F401 - a fixture
 
 READMES = ("README.md", "README.zh-CN.md")
 
@@ -94,29 +88,6 @@ def test_all_requirements_are_pinned_and_the_constraints_agree() -> None:
             if line and not line.startswith(("#", "-r")):
                 assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][^=]*", line), line
                 assert line.lower().replace("_", "-") in {pin.lower().replace("_", "-") for pin in constrained}, line
-
-
-def test_the_walk_with_curl_works_when_pasted(service: Callable[..., Service], tmp_path: Path) -> None:  # noqa: F811
-    run = service(1)
-    script = text_of("README.md").split("<!-- walk-through -->")[1].split("```bash\n")[1].split("```")[0]
-    script = script.replace("http://127.0.0.1:5000", run.url)
-    (tmp_path / "walk").mkdir()
-    (tmp_path / "walk" / "samples").symlink_to(ROOT / "samples")
-    walk = subprocess.run(
-        ["bash", "-eu", "-o", "pipefail", "-c", script],
-        cwd=tmp_path / "walk",
-        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert walk.returncode == 0, walk.stdout + walk.stderr
-    made = tmp_path / "walk"
-    assert (made / "video.mp4").read_bytes()[4:8] == b"ftyp"
-    assert (made / "poster.jpg").read_bytes()[:3] == b"\xff\xd8\xff"
-    assert '"status":"completed"' in (made / "task.json").read_text().replace(": ", ":")
-    assert "made 301 frames" in walk.stdout
-    assert walk.stdout.count("gen_") >= 5
 
 
 @pytest.mark.parametrize("name", READMES)

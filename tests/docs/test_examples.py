@@ -1,0 +1,66 @@
+"""What the documents show works when pasted: one service for all of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+
+from tests.conftest import ROOT
+from tests.docs.pages import all_pages, blocks
+from tests.e2e.conftest import Service, service  # noqa: F401 - a fixture
+from tests.tasks.conftest import ready_video  # noqa: F401 - a fixture
+
+LOCAL = "http://127.0.0.1:5000"
+
+
+def script_of(page: str, mark: str) -> str:
+    """Return the blocks of a page with this mark as one script: later ones use what earlier ones set."""
+    return "\n".join(block.text for block in blocks(page) if block.mark == mark)
+
+
+def run_in(folder: Path, program: list[str], script: str, url: str) -> str:
+    """Run a script of the documents beside the samples and return what it said."""
+    folder.mkdir()
+    (folder / "samples").symlink_to(ROOT / "samples")
+    done = subprocess.run(
+        [*program, script.replace(LOCAL, url)],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def check_the_walk(folder: Path, said: str) -> None:
+    assert (folder / "video.mp4").read_bytes()[4:8] == b"ftyp"
+    assert (folder / "poster.jpg").read_bytes()[:3] == b"\xff\xd8\xff"
+    assert '"status":"completed"' in (folder / "task.json").read_text().replace(": ", ":")
+    assert "made 301 frames" in said
+    assert said.count("gen_") >= 5
+
+
+def test_what_the_documents_show_works_when_pasted(service: Callable[..., Service], tmp_path: Path) -> None:  # noqa: F811
+    run = service(1)
+    bash = ["bash", "-eu", "-o", "pipefail", "-c"]
+    said = run_in(tmp_path / "walk", bash, script_of("README.md", "walk-through"), run.url)
+    check_the_walk(tmp_path / "walk", said)
+    for page in all_pages():
+        for kind, program in (("bash", bash), ("python", [sys.executable, "-c"])):
+            if script := script_of(page, f"run: {kind}"):
+                run_in(tmp_path / f"{page.replace('/', '-')}-{kind}", program, script, run.url)
+    with av.open(str(tmp_path / "docs-quick-start.md-python" / "talking.mp4")) as video:
+        assert video.streams.video[0].frames == 45
+    assert (tmp_path / "docs-api.md-bash" / "gone.json").exists()
+
+
+def test_no_mark_of_an_example_is_misspelt() -> None:
+    known = {"", "walk-through", "life-cycle", "engine", "run: bash", "run: python", "example: page"}
+    assert {block.mark for page in all_pages() for block in blocks(page)} <= known
