@@ -5,7 +5,7 @@ They are made of the models that answers are made of, so that one which no longe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,6 +23,9 @@ Named = Mapping[str, Any]
 """Examples of one place, by a short name."""
 
 _ID = "gen_20261122_9f2c4e7ab81d40c6"
+PATH_PARTS: Mapping[str, str] = {"task_id": _ID, "name": "video.mp4"}
+"""Of addresses. Other parameters have none: the page would send them with every request that is tried there."""
+
 _SUBMITTED = datetime(2026, 11, 22, 10, 15, 4, 250_000, UTC)
 _SHA256 = "9b74c9897bac770ffc029102a200c5de5f3e1f0cfb7c2d1d6f6e0c2b8a2d9b41"
 _IMAGE = "/uploads/image/3f0c9d2be41a4c7f8a55d0b6e2917c34.png"
@@ -178,6 +181,11 @@ _REPLIES: Mapping[tuple[str, int], Mapping[str, BaseModel | str | Json]] = {
         "all": wire.HealthReply(wire.HealthAnswer(**_HEALTH)),
         "without credentials": wire.HealthReply(wire.HealthSummary(**_SUMMARY)),
     },
+    ("getOpenApi", 200): {
+        "without its contents": {
+            "openapi": "3.1.0", "info": {"title": "Live Avatar", "version": wire.VERSION}, "paths": {},
+        },
+    },
     ("getHealth", 503): {"why not": wire.HealthReply(wire.HealthAnswer(**_DEGRADED))},
 }  # fmt: skip
 
@@ -191,6 +199,17 @@ _ASKED: Mapping[tuple[str, str], Named] = {
             "audio_path": "https://example.com/speech.mp3", "size": "720*400", "output_format": "webm",
             "seed": 7, "metadata": {"order": "42"}, "webhook_url": "https://example.com/hooks/avatar",
         },
+    },
+    ("generate", "multipart/form-data"): {
+        "files and wishes": {
+            "prompt": "A friendly presenter speaks to the camera.", "image": "(portrait.png)", "audio": "(speech.wav)",
+            "size": "704*384",
+        },
+        "a new file and an uploaded one": {"prompt": "She smiles.", "image": "(portrait.png)", "audio_path": _AUDIO},
+    },
+    ("upload", "multipart/form-data"): {
+        "an image": {"type": "image", "file": "(portrait.png)"},
+        "a recording": {"type": "audio", "file": "(speech.wav)"},
     },
 }  # fmt: skip
 
@@ -217,6 +236,21 @@ _DETAILS: Mapping[Code, str] = {
     Code.STORAGE_FULL: "no storage is left on the server",
 }
 
+_DETAILS_OF: Mapping[tuple[str, Code], str] = {
+    ("upload", Code.INVALID_INPUT): "type: is required",
+    ("upload", Code.TOO_LARGE): "file: the file is larger than 20 MiB",
+    ("upload", Code.UNSUPPORTED_TYPE): "send multipart/form-data",
+    ("upload", Code.QUOTA_EXCEEDED): "10737418240 bytes may be stored for one tenant; delete tasks that have ended",
+    ("getTask", Code.INVALID_INPUT): "wait: must be at least 1",
+    ("deleteTask", Code.INVALID_INPUT): "force: is not a known field",
+    ("getLog", Code.INVALID_INPUT): "offset: must be at least 0",
+    ("listTasks", Code.INVALID_INPUT): "limit: must be at most 200",
+    ("getResult", Code.INVALID_INPUT): "download: must be '0' or '1'",
+    ("getResult", Code.UNAUTHORIZED): "the link has expired or is not valid",
+    ("getHealth", Code.INVALID_INPUT): "verbose: is not a known field",
+}
+"""Where an operation says it otherwise."""
+
 
 def of_reply(operation: str, status: int) -> Json:
     """Return the examples of an operation's success, as OpenAPI has them; empty where it has no body to show."""
@@ -234,18 +268,18 @@ def of_webhook() -> Json:
     return _named({one.type: _plain(one) for one in told})
 
 
-def of_error(status: int) -> Json:
-    """Return an example of each error code of a status."""
-    return _named({code.value: _problem(code) for code in Code if HTTP[code] == status})
+def of_error(operation: str, codes: Iterable[Code]) -> Json:
+    """Return an example of each of the error codes, as the operation answers it."""
+    return _named({code.value: _problem(operation, code) for code in codes})
 
 
-def _problem(code: Code) -> Any:
-    detail = _DETAILS[code]
+def _problem(operation: str, code: Code) -> Any:
+    detail = _DETAILS_OF.get((operation, code), _DETAILS[code])
     told = Problem(
         type="about:blank", title=HTTP[code].phrase, status=HTTP[code].value, detail=detail, error=detail,
         error_code=code, request_id="9f4dd3bd1d3c44b6a6c5b9a0f1f0a8d2",
     ).model_dump(mode="json", exclude_none=True)  # fmt: skip
-    if code is Code.INVALID_INPUT:
+    if code in (Code.INVALID_INPUT, Code.TOO_LARGE):
         field, _, message = detail.partition(": ")
         told["errors"] = [{"field": field, "message": message}]
     return told

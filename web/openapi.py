@@ -60,6 +60,11 @@ _ERROR_HEADERS: Mapping[int, tuple[str, ...]] = {
 }  # fmt: skip
 
 _LIMIT_HEADERS = ("RateLimit", "RateLimit-Policy")
+_ONLY_OF: Mapping[Code, tuple[str, ...]] = {
+    Code.QUEUE_FULL: ("generate",), Code.NO_HARDWARE: ("generate",), Code.DRAINING: ("generate", "upload"),
+    Code.QUOTA_EXCEEDED: ("generate", "upload"),
+}  # fmt: skip
+"""Errors of statuses that every operation may answer, which only these do for that reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +293,7 @@ def _operation(path: str, operation: Operation, schemas: Json, told: tuple[str, 
         for status, reply in operation.replies.items()
     }
     for status in sorted({401, 403, 405, 429, 500, 503, *operation.errors} - set(operation.replies)):
-        responses[str(status)] = _error(status)
+        responses[str(status)] = _error(status, operation.id)
     if operation.leads_to:
         where = {"parameters": {"task_id": "$response.body#/task_id"}}
         first = str(min(operation.replies))
@@ -315,7 +320,7 @@ def _security(need: Need) -> Json:
 def _parameters(path: str, operation: Operation, schemas: Json) -> list[Json]:
     parts = {"task_id": {"type": "string", "pattern": f"^{wire.TASK_ID}$"}, "name": {"type": "string"}}
     found = [
-        {"name": name, "in": "path", "required": True, "schema": schema}
+        {"name": name, "in": "path", "required": True, "schema": schema, "example": examples.PATH_PARTS[name]}
         for name, schema in parts.items()
         if f"{{{name}}}" in path
     ]
@@ -332,9 +337,9 @@ def _reply(reply: Reply, told: tuple[str, ...], shown: Json) -> Json:
     return _response(reply.says, content, (*reply.headers, *told))
 
 
-def _error(status: int) -> Json:
-    codes = [code.value for code in Code if HTTP[code] == status]
-    content = {"application/problem+json": _content(_reference(Problem), examples.of_error(status))}
+def _error(status: int, operation: str) -> Json:
+    codes = [code for code in Code if HTTP[code] == status and operation in _ONLY_OF.get(code, (operation,))]
+    content = {"application/problem+json": _content(_reference(Problem), examples.of_error(operation, codes))}
     return _response(f"error_code: {', '.join(codes)}", content, _ERROR_HEADERS.get(status, ()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from io import BytesIO
 from typing import Any
 
 import jsonschema
@@ -13,7 +14,7 @@ from app import ROUTES
 from tests.web.conftest import Service
 from utils.plan import SIZES
 from web.docs import _FILES
-from web.errors import HTTP, Code
+from web.errors import HTTP, PROBLEM, Code
 
 
 @pytest.fixture
@@ -96,13 +97,13 @@ def test_no_other_file_is_served_beside_the_page(spotless: Service, name: str) -
     assert spotless.client.get(f"/docs/{name}").status_code == 404
 
 
-def test_every_json_answer_and_every_error_has_examples_that_fit_its_schema(document: dict[str, Any]) -> None:
+def test_every_answer_and_every_body_that_is_text_has_examples_that_fit_its_schema(document: dict[str, Any]) -> None:
     shown: dict[str, set[str]] = {}
     for item in document["paths"].values():
         for operation in item.values():
             bodies = [*operation["responses"].values(), operation.get("requestBody", {})]
             for kind, content in ((k, c) for body in bodies for k, c in body.get("content", {}).items()):
-                if operation["operationId"] != "getOpenApi" and kind.endswith("json"):
+                if kind.endswith("json") or kind.startswith("multipart/"):
                     assert content["examples"], (operation["operationId"], kind)
                 schema = content["schema"] | {"components": document["components"]}
                 for name, example in content.get("examples", {}).items():
@@ -111,24 +112,50 @@ def test_every_json_answer_and_every_error_has_examples_that_fit_its_schema(docu
     assert shown["application/problem+json"] == {code.value for code in Code}
 
 
-def test_the_errors_that_are_shown_are_those_that_are_sent(document: dict[str, Any], spotless: Service) -> None:
-    told = {
-        name: example["value"]
-        for item in document["paths"].values()
-        for operation in item.values()
-        for response in operation["responses"].values()
-        for name, example in response.get("content", {}).get("application/problem+json", {}).get("examples", {}).items()
-    }
-    asked = [
-        ("POST", "/api/v1/generate", {"json": {"image_path": "/a", "audio_path": "/b"}}),
-        ("POST", "/api/v1/generate", {"data": b"x", "content_type": "text/plain"}),
-        ("GET", "/api/v1/task/gen_20261122_9f2c4e7ab81d40c6", {}),
-        ("PUT", "/api/v1/tasks", {}),
-    ]
-    for method, path, options in asked:
-        answer = spotless.client.open(path, method=method, **options)
-        example = told[answer.json["error_code"]]
-        differing = {"request_id"}
-        assert {key: value for key, value in answer.json.items() if key not in differing} == {
-            key: value for key, value in example.items() if key not in differing
-        }
+def test_every_part_of_an_address_has_an_example_that_fits(document: dict[str, Any]) -> None:
+    parts = [part for item in document["paths"].values() for one in item.values() for part in one["parameters"]]
+    parts = [part for part in parts if part["in"] == "path"]
+    assert parts
+    for part in parts:
+        jsonschema.validate(part["example"], part["schema"], jsonschema.Draft202012Validator)
+
+
+def test_an_operation_tells_of_the_errors_that_it_can_answer_and_of_no_other(document: dict[str, Any]) -> None:
+    def told(method: str, path: str, status: str) -> set[str]:
+        return set(document["paths"][path][method]["responses"][status]["content"][PROBLEM]["examples"])
+
+    of_all = {"busy", "database_unavailable"}
+    assert told("get", "/api/v1/task/{task_id}", "503") == of_all
+    assert told("post", "/api/v1/upload", "503") == of_all | {"draining"}
+    assert told("post", "/api/v1/generate", "503") == of_all | {"draining", "no_hardware", "queue_full"}
+    assert told("get", "/api/v1/tasks", "429") == {"rate_limited"}
+    assert told("post", "/api/v1/upload", "429") == {"rate_limited", "quota_exceeded"}
+
+
+TASK = "/api/v1/task/{task_id}"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "query", "options"),
+    [
+        ("POST", "/api/v1/generate", "", {"json": {"image_path": "/a", "audio_path": "/b"}}),
+        ("POST", "/api/v1/generate", "", {"data": b"x", "content_type": "text/plain"}),
+        ("POST", "/api/v1/upload", "", {"data": {"file": (BytesIO(b"x"), "a.png")}}),
+        ("POST", "/api/v1/upload", "", {"data": b"x", "content_type": "text/plain"}),
+        ("GET", TASK, "", {}),
+        ("GET", TASK, "?wait=0", {}),
+        ("DELETE", TASK, "?force=1", {}),
+        ("GET", f"{TASK}/log", "?offset=-1", {}),
+        ("GET", "/api/v1/tasks", "?limit=500", {}),
+        ("GET", "/results/{task_id}/{name}", "?download=yes", {}),
+        ("GET", "/api/v1/health", "?verbose=1", {}),
+    ],
+)
+def test_the_errors_that_are_shown_are_those_that_are_sent(
+    document: dict[str, Any], spotless: Service, method: str, path: str, query: str, options: dict[str, Any]
+) -> None:
+    operation = document["paths"][path][method.lower()]
+    named = {part["name"]: part["example"] for part in operation["parameters"] if part["in"] == "path"}
+    answer = spotless.client.open(path.format_map(named) + query, method=method, **options)
+    shown = operation["responses"][str(answer.status_code)]["content"][PROBLEM]["examples"]
+    assert shown[answer.json["error_code"]]["value"] | {"request_id": ""} == answer.json | {"request_id": ""}
