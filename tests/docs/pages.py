@@ -71,7 +71,8 @@ def links(name: str) -> Iterator[tuple[Path, str]]:
 
 
 def section(text: str, heading: str) -> str:
-    """Return what stands between a heading and the next one of its level or above."""
+    """Return what stands between a heading and the next one of its level or above, without code blocks."""
+    text = _BLOCK.sub("", text)  # a comment in one looks like a heading
     level = heading.split(" ", 1)[0]
     rest = re.split(rf"^{re.escape(heading)}\n", text, flags=re.MULTILINE)
     assert len(rest) == 2, f"there is no heading {heading!r}, or more than one"
