@@ -6,13 +6,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import av
+import pytest
 
 from tests.conftest import ROOT
 from tests.docs.pages import all_pages, blocks
-from tests.e2e.conftest import Service, service  # noqa: F401 - a fixture
+from tests.e2e.browser import PATIENCE_MS, chromium
+from tests.e2e.conftest import Service, portrait, service, voice  # noqa: F401 - fixtures
 from tests.tasks.conftest import ready_video  # noqa: F401 - a fixture
 
 LOCAL = "http://127.0.0.1:5000"
@@ -59,6 +64,29 @@ def test_what_the_documents_show_works_when_pasted(service: Callable[..., Servic
     with av.open(str(tmp_path / "docs-quick-start.md-python" / "talking.mp4")) as video:
         assert video.streams.video[0].frames == 45
     assert (tmp_path / "docs-api.md-bash" / "gone.json").exists()
+
+
+@pytest.mark.long
+def test_the_page_of_the_guide_waits_and_plays_the_video_from_another_origin(
+    service: Callable[..., Service],  # noqa: F811
+    portrait: Path,  # noqa: F811
+    voice: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "site").mkdir()
+    files = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "site"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), files) as site, chromium() as browser:
+        Thread(target=site.serve_forever, daemon=True).start()
+        origin = f"http://127.0.0.1:{site.server_port}"
+        run = service(1, AVATAR_CORS__ORIGINS=origin)
+        text = script_of("docs/api.md", "example: page").replace(LOCAL, run.url)
+        (tmp_path / "site" / "index.html").write_text(text, "utf-8")
+        task = run.submit(run.upload("image", portrait), run.upload("audio", voice), engine="fake")
+        page = browser.new_page()
+        page.goto(f"{origin}/?task={task['task_id']}")
+        page.wait_for_function("video.readyState === 4", timeout=PATIENCE_MS)
+        assert page.inner_text("#told") == "completed, 100 %"
+        site.shutdown()
 
 
 def test_no_mark_of_an_example_is_misspelt() -> None:
