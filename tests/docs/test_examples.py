@@ -66,6 +66,25 @@ def test_what_the_documents_show_works_when_pasted(service: Callable[..., Servic
     assert (tmp_path / "docs-api.md-bash" / "gone.json").exists()
 
 
+def test_the_script_that_wraps_a_model_hands_on_what_it_gets(tmp_path: Path) -> None:
+    (tmp_path / "wrap.sh").write_text(script_of("docs/wrapping-a-model.md", "engine"), "utf-8")
+    (tmp_path / "my-model").write_text('#!/bin/sh\nprintf "<%s>" "$@"\n', "utf-8")
+    (tmp_path / "my-model").chmod(0o755)
+    given = {"prompt": "--out=$(id)", "image": "/in/a b.png", "audio": "/in/a.wav", "seed": "1", "output_dir": "/out"}
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "AVATAR_PROGRESS_FD": "2",
+        "AVATAR_PLAN_SECONDS": "1.8",
+    }
+    arguments = [f"--{name}={value}" for name, value in given.items()]
+    done = subprocess.run(
+        ["bash", tmp_path / "wrap.sh", *arguments], env=environment, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "<--still></in/a b.png><--voice></in/a.wav><--seconds><1.8><--out></out/video.mp4>"
+    assert done.stderr.startswith("@progress {")
+
+
 @pytest.mark.long
 def test_the_page_of_the_guide_waits_and_plays_the_video_from_another_origin(
     service: Callable[..., Service],  # noqa: F811
