@@ -31,11 +31,16 @@ def script_of(page: str, mark: str) -> str:
 def run_in(folder: Path, program: list[str], script: str, url: str) -> str:
     """Run a script of the documents beside the samples and return what it said."""
     folder.mkdir()
-    (folder / "samples").symlink_to(ROOT / "samples")
+    for name in ("samples", "client.py"):
+        (folder / name).symlink_to(ROOT / name)
     done = subprocess.run(
         [*program, script.replace(LOCAL, url)],
         cwd=folder,
-        env={"PATH": os.environ["PATH"], "HOME": str(folder)},
+        env={
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(folder),
+            "AVATAR_URL": url,
+        },
         capture_output=True,
         text=True,
         timeout=120,
