@@ -1,4 +1,4 @@
-"""`make docs`: write what of the documents follows from the code: the settings' pages, the pictures of the life cycle.
+"""`make docs`: write what of the documents follows from the code: settings, alerts, the pictures of the life cycle.
 
 A setting's key, default and meaning come from `configs/default.yaml`, its variable, type and range from
 `config_loader.Settings`, its meaning in Chinese from `docs/zh-CN/settings.yaml`. A test compares the files with these.
@@ -241,6 +241,34 @@ _KINDS = {
 }  # fmt: skip
 
 
+_ALERTS_HEAD = """\
+<!-- Made by `make docs` from configs/monitoring/alerts.yml: change that, not this file. -->
+
+# Alerts
+
+[Documents](README.md) · [Monitoring](monitoring.md)
+
+The rules of [configs/monitoring/alerts.yml](../configs/monitoring/alerts.yml). `page` is for someone to look at now,
+`ticket` for the next working day. Thresholds are for a service of some GPUs: change what does not fit yours.
+
+| alert | | what is wrong | what to know and do |
+|---|---|---|---|
+"""
+
+
+def alerts() -> str:
+    """Return the page of all alert rules, with what each is about."""
+    file = yaml.safe_load((ROOT / "configs" / "monitoring" / "alerts.yml").read_text("utf-8"))
+    rules = [rule for group in file["groups"] for rule in group["rules"] if "alert" in rule]
+    return _ALERTS_HEAD + "".join(_alert(rule) for rule in rules)
+
+
+def _alert(rule: Mapping[str, Any]) -> str:
+    told = [" ".join(rule["annotations"][name].split()).replace("|", r"\|") for name in ("summary", "description")]
+    summary = re.sub(r"\{\{ *\$(?:labels\.)?(\w+)[^}]*\}\}", r"*\1*", told[0])
+    return f"| `{rule['alert']}` | {rule['labels']['severity']} | {summary} | {told[1]} |\n"
+
+
 def with_life_cycle(text: str) -> str:
     """Return a document with the life cycle as the code has it."""
     return _LIFE_CYCLE.sub(lambda found: found[1] + life_cycle_mermaid() + found[2], text)
@@ -249,7 +277,7 @@ def with_life_cycle(text: str) -> str:
 def files() -> dict[Path, str]:
     """Return what each file that follows from the code should hold, by its path in the project."""
     made = {language.path: page(language) for language in (english(), chinese())}
-    made[Path("docs/img/life-cycle.svg")] = life_cycle_svg()
+    made |= {Path("docs/img/life-cycle.svg"): life_cycle_svg(), Path("docs/alerts.md"): alerts()}
     return made | {Path(name): with_life_cycle((ROOT / name).read_text("utf-8")) for name in WITH_LIFE_CYCLE}
 
 
