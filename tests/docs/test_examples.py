@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +18,8 @@ from threading import Thread
 
 import av
 import pytest
+import urllib3
+from standardwebhooks.webhooks import Webhook
 
 from tests.conftest import ROOT
 from tests.docs.pages import all_pages, blocks
@@ -20,6 +27,7 @@ from tests.e2e.browser import PATIENCE_MS, chromium
 from tests.e2e.conftest import Service, portrait, service, voice  # noqa: F401 - fixtures
 from tests.tasks.conftest import ready_video  # noqa: F401 - a fixture
 
+RECEIVERS = {"example: receiver.py", "example: receiver.mjs"}
 LOCAL = "http://127.0.0.1:5000"
 
 
@@ -113,6 +121,64 @@ def test_the_page_of_the_guide_waits_and_plays_the_video_from_another_origin(
         site.shutdown()
 
 
+SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+BODY = b'{"type": "task.completed", "data": {"task_id": "gen_1", "output_video_url": null}}'
+
+
+@pytest.fixture(params=sorted(RECEIVERS))
+def receiver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A receiver of the documents, running: its address and its process."""
+    name = request.param.removeprefix("example: ")
+    program = sys.executable if name.endswith(".py") else shutil.which("node")
+    if program is None:
+        pytest.skip("node is not installed, which would run the receiver in JavaScript")
+    (tmp_path / name).write_text(script_of("docs/webhooks.md", request.param), "utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {"PATH": os.environ["PATH"], "WEBHOOK_SECRET": SECRET, "PORT": str(port)}
+    running = subprocess.Popen([program, tmp_path / name], env=environment, stdout=subprocess.PIPE, text=True)
+    yield f"http://127.0.0.1:{port}/hook", running
+    running.kill()
+    running.wait(10)
+
+
+def signed(body: bytes, moment: datetime, message_id: str = "msg_1") -> dict[str, str]:
+    """Return the headers of a message as the library of Standard Webhooks signs it."""
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(moment.timestamp())),
+        "webhook-signature": f"v1,bm90IHRoaXM= {Webhook(SECRET).sign(message_id, moment, body.decode())}",
+    }
+
+
+def test_the_receivers_take_what_is_signed_once_and_nothing_else(receiver: tuple[str, subprocess.Popen[str]]) -> None:
+    url, running = receiver
+    now = datetime.now(UTC)
+    wait_until_it_listens(url)
+    old, good = signed(BODY, now - timedelta(seconds=400)), signed(BODY, now)
+    for headers, body in [(old, BODY), (good, BODY + b" "), ({}, BODY), ({**good, "webhook-id": "msg_2"}, BODY)]:
+        assert urllib3.request("POST", url, body=body, headers=headers, retries=False).status == 401
+    for _ in range(2):
+        assert urllib3.request("POST", url, body=BODY, headers=good, retries=False).status == 204
+    other = signed(BODY.replace(b"gen_1", b"gen_2"), now, "msg_3")
+    body = BODY.replace(b"gen_1", b"gen_2")
+    assert urllib3.request("POST", url, body=body, headers=other, retries=False).status == 204
+    running.terminate()
+    said = running.stdout.read().splitlines() if running.stdout else []
+    assert [line.split()[:2] for line in said] == [["task.completed", "gen_1"], ["task.completed", "gen_2"]]
+
+
+def wait_until_it_listens(url: str) -> None:
+    host, _, port = url.removeprefix("http://").partition("/")[0].partition(":")
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return socket.create_connection((host, int(port)), timeout=5).close()
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def test_no_mark_of_an_example_is_misspelt() -> None:
-    known = {"", "walk-through", "life-cycle", "engine", "run: bash", "run: python", "example: page"}
+    known = {"", "walk-through", "life-cycle", "engine", "run: bash", "run: python", "example: page", *RECEIVERS}
     assert {block.mark for page in all_pages() for block in blocks(page)} <= known
