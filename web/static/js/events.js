@@ -3,8 +3,9 @@
 import { ApiError, ask, facts } from "./api.js";
 
 const WAIT_SECONDS = 25;
+const SLACK_SECONDS = 15; // what an answer may be late before the connection counts as lost
+const SILENCE_SECONDS = 60; // streams beat more often
 const TRIES = 3; // streams that break at once, before polling takes over
-const NO_STREAM = [404, 405, 406];
 const BUSY = [429, 500, 502, 503, 504];
 const ENDED = ["completed", "failed", "cancelled"];
 
@@ -45,18 +46,18 @@ export async function follow(id, { onTask, onLog, onConnection, signal }) {
       else await poll(state);
     } catch (error) {
       if (error.name === "AbortError") return;
-      await mended(error, state, streams > 0);
-      streams = NO_STREAM.includes(error.status) ? 0 : streams - 1;
+      if (streams > 0 && error.status > 0) streams = 0; // too many are open, or there are none: held requests take over
+      else await mended(error, state);
+      streams -= streams > 0 ? 1 : 0;
     }
   }
 }
 
 /** Wait where waiting may help: no connection, a busy service. Throws where it does not. */
-async function mended(error, { signal, onConnection }, streaming) {
+async function mended(error, { signal, onConnection }) {
   if (!(error instanceof ApiError)) throw error;
-  if (streaming && NO_STREAM.includes(error.status)) return;
   if (error.status === 0) onConnection(false);
-  else if (!streaming && !BUSY.includes(error.status)) throw error;
+  else if (!BUSY.includes(error.status)) throw error;
   await pause(Math.min(error.retryAfter ?? 2, 15), signal);
 }
 
@@ -69,6 +70,7 @@ async function stream(state) {
   const response = await ask("GET", `/api/v1/task/${state.id}/events`, { headers, signal: state.signal });
   state.onConnection(true);
   let came = false;
+  if (!response.body) return came; // the end was told before
   try {
     for await (const event of eventsOf(response.body)) {
       came = true;
@@ -90,7 +92,9 @@ export async function* eventsOf(body) {
   let rest = "";
   let event = { name: "message", data: [], id: null };
   for (;;) {
+    const silence = setTimeout(() => reader.cancel(), SILENCE_SECONDS * 1000);
     const { value, done } = await reader.read();
+    clearTimeout(silence);
     if (done) return;
     rest += value;
     // A lone CR at the end may be the first half of a CRLF.
@@ -117,7 +121,8 @@ async function poll(state) {
   const headers = state.tag ? { "If-None-Match": state.tag } : {};
   const began = performance.now();
   const path = `/api/v1/task/${state.id}${first ? "" : `?wait=${WAIT_SECONDS}`}`;
-  const response = await ask("GET", path, { headers, signal: state.signal });
+  const late = AbortSignal.timeout((WAIT_SECONDS + SLACK_SECONDS) * 1000);
+  const response = await ask("GET", path, { headers, signal: AbortSignal.any([state.signal, late]) });
   state.onConnection(true);
   state.tag = response.headers.get("ETag");
   if (response.status === 200) {
