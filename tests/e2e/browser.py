@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import axe_playwright_python
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
 
 from tests.conftest import needs_package
@@ -20,6 +22,12 @@ ARGUMENTS = (
     "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
 )  # fmt: skip
 _WATCH = "document.addEventListener('securitypolicyviolation', (event) => console.error('CSP: ' + event.blockedURI))"
+_SIGN_IN = "try { sessionStorage.setItem('api-key', KEY) } catch { /* about:blank has no storage */ }"
+_AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text("utf-8")
+_SETTLE = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+_LOOK = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations
+    .filter(({impact}) => impact === "serious" || impact === "critical")
+    .map(({id, nodes}) => id + ": " + nodes.map((node) => node.html.slice(0, 160)).join(" | "))"""
 
 
 @contextmanager
@@ -43,15 +51,19 @@ class Visit:
     page: Page
     url: str
     errors: list[str] = field(default_factory=list)
-    hosts: set[str] = field(default_factory=set)
+    asked: list[Request] = field(default_factory=list)
 
     def note(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
             self.errors.append(f"{message.text} ({message.location.get('url')})")
 
-    def asked(self, request: Request) -> None:
-        if not request.url.startswith(("blob:", "data:")):
-            self.hosts.add(urlsplit(request.url).netloc)
+    def hosts(self) -> set[str]:
+        urls = [request.url for request in self.asked]
+        return {urlsplit(url).netloc for url in urls if not url.startswith(("blob:", "data:"))}
+
+    def sent(self, path: str) -> list[Request]:
+        """Return the requests whose path begins so."""
+        return [request for request in self.asked if urlsplit(request.url).path.startswith(path)]
 
     def open(self, address: str = "/") -> Page:
         self.page.goto(self.url + address)
@@ -76,7 +88,17 @@ class Visit:
         self.page.check("input[name=size][value='384*256']", force=True)
         self.page.select_option("#engine", engine)
         self.page.wait_for_selector("#image-drop img.portrait")
-        self.page.wait_for_selector("#audio-drop .sound")
+        self.page.wait_for_selector("#audio-drop .sound .button")
+
+    def tab_to(self, selector: str) -> None:
+        """Press Tab until this has the focus, and hold that each stop on the way is seen to have it."""
+        for _ in range(80):
+            self.page.keyboard.press("Tab")
+            focus = self.page.locator(":focus")
+            assert focus.count() == 1, "the focus is lost"
+            if focus.evaluate("(element, selector) => element.matches(selector)", selector):
+                return
+        raise AssertionError(f"Tab never comes to {selector}")
 
     def says(self, selector: str) -> str:
         return self.page.inner_text(selector)
@@ -85,22 +107,47 @@ class Visit:
         """Wait until an element says this."""
         self.page.locator(selector).filter(has_text=text).first.wait_for()
 
+    def is_accessible(self, theme: str, language: str = "en") -> None:
+        """Hold that axe-core finds nothing serious or critical in the page as it is now, in these colours and words."""
+        if not self.page.evaluate("'axe' in window"):
+            self.page.evaluate(_AXE)
+        self.speak(language)
+        self.page.emulate_media(color_scheme="dark" if theme == "dark" else "light")
+        self.page.evaluate(_SETTLE)  # the colours of what is on the page follow with the next frames
+        found = self.page.evaluate(_LOOK)
+        assert not found, (theme, language, found)
+        self.page.emulate_media(color_scheme="light")
+        self.speak("en")
+
+    def speak(self, language: str) -> None:
+        """Change the language, also where a dialog lies over the button."""
+        if not self.page.evaluate("document.documentElement.lang").startswith(language):
+            self.page.evaluate("document.querySelector('#language').click()")
+
+    def is_as_wide_as(self, pixels: int) -> None:
+        """Hold that nothing hangs out at the side of a screen of this width."""
+        self.page.set_viewport_size({"width": pixels, "height": 800})
+        assert self.page.evaluate("document.documentElement.scrollWidth") == pixels
+
 
 @contextmanager
-def visit(browser: Browser, url: str, failures: tuple[str, ...] = (), **context: Any) -> Iterator[Visit]:
+def visit(browser: Browser, url: str, failures: tuple[str, ...] = (), key: str = "", **context: Any) -> Iterator[Visit]:
     """Visit the page; hold afterwards that nothing went wrong but what `failures` names."""
-    made = browser.new_context(**{"locale": "en-US", "color_scheme": "light", **context})
+    usual = {"locale": "en-US", "color_scheme": "light", "reduced_motion": "reduce"}
+    made = browser.new_context(**{**usual, "viewport": {"width": 1360, "height": 900}, **context})
     made.set_default_timeout(PATIENCE_MS)
     made.add_init_script(_WATCH)
+    if key:
+        made.add_init_script(_SIGN_IN.replace("KEY", json.dumps(key)))
     page = made.new_page()
     one = Visit(made, page, url)
     page.on("console", one.note)
     page.on("pageerror", lambda error: one.errors.append(str(error)))
-    made.on("request", one.asked)
+    made.on("request", lambda request: one.asked.append(request))
     try:
         yield one
         unexpected = [error for error in one.errors if not any(known in error for known in failures)]
-        assert not unexpected
-        assert one.hosts <= {urlsplit(url).netloc}
+        assert not unexpected, unexpected
+        assert one.hosts() <= {urlsplit(url).netloc}
     finally:
         made.close()

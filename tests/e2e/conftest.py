@@ -140,6 +140,22 @@ class Service:
                 process.kill()
 
 
+def fake_row(folder: Path, video: Path, behaviour: str = "copy", **changes: Any) -> dict[str, Any]:
+    """Return a profile of the stand-in engine; its starts are noted in `folder`."""
+    (folder / "starts.txt").touch()
+    row = {"name": "only", "script": str(ROOT / "tests/fakes/engine.sh"), "grace_seconds": 1.0, **changes}
+    env = {"FAKE_ENGINE": behaviour, "FAKE_VIDEO": str(video), "FAKE_STARTS": str(folder / "starts.txt")}
+    return row | {"env": {**env, **row.get("env", {})}}
+
+
+def engine_table(folder: Path, **rows: dict[str, Any]) -> dict[str, str]:
+    """Write the shipped table with an engine more for each of `rows`; return the settings that name it."""
+    table = yaml.safe_load((ROOT / "configs" / "engines.yaml").read_text())
+    table["engines"] |= {name: {"profiles": [row]} for name, row in rows.items()}
+    (folder / "engines.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
+    return {"AVATAR_ENGINES__TABLE": str(folder / "engines.yaml"), "AVATAR_INPUTS__FOLDERS": str(folder / "in")}
+
+
 @pytest.fixture
 def service(tmp_path: Path, ready_video: Path) -> Iterator[Callable[..., Service]]:  # noqa: F811
     """Return a function that starts a service with the stand-in engine `fake` beside the preview."""
@@ -148,18 +164,7 @@ def service(tmp_path: Path, ready_video: Path) -> Iterator[Callable[..., Service
     def start(
         workers: int = 1, behaviour: str = "copy", fake: dict[str, Any] | None = None, **environment: str
     ) -> Service:
-        starts = tmp_path / "starts.txt"
-        starts.touch()
-        env = {"FAKE_ENGINE": behaviour, "FAKE_VIDEO": str(ready_video), "FAKE_STARTS": str(starts)}
-        row = {"name": "only", "script": str(ROOT / "tests/fakes/engine.sh"), "grace_seconds": 1.0, **(fake or {})}
-        row["env"] = {**env, **row.get("env", {})}
-        table = yaml.safe_load((ROOT / "configs" / "engines.yaml").read_text())
-        table["engines"]["fake"] = {"profiles": [row]}
-        (tmp_path / "engines.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
-        settings = {
-            "AVATAR_ENGINES__TABLE": str(tmp_path / "engines.yaml"),
-            "AVATAR_INPUTS__FOLDERS": str(tmp_path / "in"),
-        }
+        settings = engine_table(tmp_path, fake=fake_row(tmp_path, ready_video, behaviour, **(fake or {})))
         made.append(Service(tmp_path, {**settings, **environment}, workers))
         return made[-1].start()
 
@@ -168,23 +173,31 @@ def service(tmp_path: Path, ready_video: Path) -> Iterator[Callable[..., Service
         one.clean_up()
 
 
+def write_portrait(path: Path, size: tuple[int, int] = (384, 256)) -> Path:
+    """Write a small picture without a face."""
+    path.parent.mkdir(exist_ok=True)
+    rng = np.random.default_rng(1)
+    Image.fromarray(rng.integers(0, 255, (72, 96, 3), np.uint8)).resize(size).save(path)
+    return path
+
+
+def write_voice(path: Path, seconds: float = 1.0) -> Path:
+    """Write a tone, 16 kHz, mono."""
+    path.parent.mkdir(exist_ok=True)
+    tone = np.sin(np.arange(int(seconds * 16_000)) * 2 * np.pi * 220 / 16_000) * 8000
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(tone.astype("<i2").tobytes())
+    return path
+
+
 @pytest.fixture
 def portrait(tmp_path: Path) -> Path:
     """A small picture without a face."""
-    (tmp_path / "in").mkdir(exist_ok=True)
-    path = tmp_path / "in" / "portrait.png"
-    rng = np.random.default_rng(1)
-    Image.fromarray(rng.integers(0, 255, (72, 96, 3), np.uint8)).resize((384, 256)).save(path)
-    return path
+    return write_portrait(tmp_path / "in" / "portrait.png")
 
 
 @pytest.fixture
 def voice(tmp_path: Path) -> Path:
     """One second of a tone, 16 kHz, mono: 25 frames."""
-    (tmp_path / "in").mkdir(exist_ok=True)
-    path = tmp_path / "in" / "voice.wav"
-    tone = np.sin(np.arange(16_000) * 2 * np.pi * 220 / 16_000) * 8000
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, 16_000, 0, "NONE", ""))
-        file.writeframes(tone.astype("<i2").tobytes())
-    return path
+    return write_voice(tmp_path / "in" / "voice.wav")

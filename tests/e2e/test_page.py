@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Route
 
 from tests.conftest import ROOT
-from tests.e2e.browser import chromium, visit
-from tests.e2e.conftest import Service
+from tests.e2e.browser import Visit, chromium, visit
+from tests.e2e.conftest import write_portrait, write_voice
+from tests.e2e.studio import Studio, opened
 from tests.web.conftest import Serve, serve  # noqa: F401 - a fixture
 from tests.web.servers import werkzeug
 from utils.plan import SIZES, clips_in_audio, fit_size, plan_video
 
-PORTRAIT, SPEECH = ROOT / "samples" / "portrait.png", ROOT / "samples" / "speech.wav"
+SAMPLES = (ROOT / "samples" / "portrait.png", ROOT / "samples" / "speech.wav")
 WATCH_PROGRESS = """() => {
   window.seen = [];
   const look = () => {
@@ -25,11 +28,11 @@ WATCH_PROGRESS = """() => {
   const all = {subtree: true, childList: true, attributes: true};
   new MutationObserver(look).observe(document.querySelector("#stage"), all);
 }"""
-
 PLAY = """(video) => new Promise((resolve, reject) => {
   video.addEventListener("timeupdate", () => video.currentTime > 0.3 && resolve(video.currentTime));
   video.play().catch(reject);
 })"""
+DRAWN = "(image) => image.decode().then(() => image.naturalWidth)"
 
 
 @pytest.fixture(scope="module")
@@ -38,46 +41,352 @@ def browser() -> Iterator[Browser]:
         yield started
 
 
-def test_a_visitor_drops_two_files_watches_it_being_made_and_plays_it(
-    service: Callable[..., Service], browser: Browser, portrait: Path, voice: Path
-) -> None:
-    run = service(fake={"output_formats": ["mp4"]})
-    with visit(browser, run.url, viewport={"width": 1360, "height": 900}) as guest:
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory, ready_video: Path, browser: Browser) -> Iterator[Studio]:
+    with opened(tmp_path_factory.mktemp("studio"), ready_video, browser) as made:
+        yield made
+
+
+def test_a_visitor_drops_two_files_watches_it_being_made_and_plays_it(studio: Studio) -> None:
+    with studio.visit() as guest:
         page = guest.open()
-        page.click("#submit")  # nothing is sent of an empty form: each field says what it needs
-        assert guest.says("#image-problem") == "A portrait is needed."
-        assert guest.says("#prompt-problem")
-        guest.drop("#prompt", PORTRAIT, voice)  # wherever they fall, each goes where it belongs
+        guest.drop("#prompt", SAMPLES[0], studio.voice)  # wherever they fall, each goes where it belongs
         page.wait_for_selector("#image-drop img.portrait")
         page.wait_for_selector("#audio-drop .sound")
-        assert guest.says("#image-problem") == guest.says("#audio-problem") == ""
-        assert guest.says("#clips-means") == "Your 1 s recording fits whole: 1 s of video, clips needed: 1."
+        assert guest.says("#clips-means") == "Your whole 1 s recording becomes 1 s of video. Clips used: 1."
         page.fill("#prompt", "a person speaks")
         page.check("input[name=size][value='384*256']", force=True)
+        assert guest.says("#summary") == "384 × 256 · 1 s · MP4"
         page.select_option("#engine", "preview")
         page.evaluate(WATCH_PROGRESS)
         page.click("#submit")
         page.wait_for_selector("#stage video")
         seen = page.evaluate("window.seen")
         assert len(seen) >= 3 and seen == sorted(seen), seen
+        assert [request for request in guest.sent("/api/v1/task/") if request.url.endswith("/events")]
         assert page.locator("#stage video").evaluate(PLAY) > 0.3
         guest.until("#stage .notes", "CPU preview")
+        assert page.title() == "Completed · Live Avatar"
         guest.until("#gallery .item", "a person speaks")
-        assert (
-            page.locator("#gallery .item img").evaluate("(image) => image.decode().then(() => image.naturalWidth)")
-            > 100
-        )
+        assert page.locator("#gallery .item img").evaluate(DRAWN) > 100
+        guest.is_accessible("dark")
         page.click("#language")
         assert guest.says("h1") == "让人像开口说话"
         guest.until("#stage .badge", "已完成")
-        ground = "getComputedStyle(document.body).backgroundColor"
-        light = page.evaluate(ground)
-        page.emulate_media(color_scheme="dark")
-        assert page.evaluate(ground) != light
-        page.set_viewport_size({"width": 360, "height": 780})
-        assert page.evaluate("document.documentElement.scrollWidth") == 360
-    (task,) = run.call("GET", "/api/v1/tasks")[1]["tasks"]
+        guest.is_as_wide_as(360)
+    (task,) = studio.run.call("GET", "/api/v1/tasks")[1]["tasks"]
     assert (task["status"], task["metadata"]["image_name"]) == ("completed", "portrait.png")
+
+
+def test_a_finished_video_is_shared_downloaded_made_again_and_deleted(studio: Studio) -> None:
+    with studio.visit("status of 404", "status of 410", permissions=["clipboard-read", "clipboard-write"]) as guest:
+        task = studio.submit("preview", output_format="webm", prompt="once upon a time")
+        page = guest.open(f"/#/task/{task}")
+        page.wait_for_selector("#stage video")
+        page.click("#stage .actions button:has-text('Copy link')")
+        guest.until("#toasts .toast", "Anyone who has it can watch until")
+        shared = page.evaluate("navigator.clipboard.readText()")
+        assert studio.run.http.request("GET", shared, headers={}).status == 200
+        with page.expect_download() as download:
+            page.click("#stage .actions a")
+        assert download.value.suggested_filename.endswith(".webm")
+        page.click("#stage .actions button:has-text('Try other settings')")
+        form = "form => ['prompt', 'clips', 'engine', 'seed'].map((id) => document.getElementById(id).value)"
+        seed = str(studio.run.task(task)["params"]["seed"])
+        assert page.locator("#form").evaluate(form) == ["once upon a time", "50", "preview", seed]
+        assert page.is_checked("input[name=format][value=webm]")
+        page.click(f"#gallery [data-id={task}] [data-act=open]")
+        page.click("#stage .actions .tool")
+        page.click("#confirm [value=no]")
+        page.click("#stage .actions .tool")
+        page.click("#confirm [value=yes]")
+        guest.until("#stage", "Your video appears here")
+        guest.until("#history-empty", "Videos you make will show up here.")
+        guest.open(f"/?again#/task/{task}")
+        guest.until("#stage", "This video is gone")
+        assert studio.run.call("GET", f"/api/v1/task/{task}")[0] == 410
+
+
+def test_a_running_task_tells_its_log_its_time_and_what_was_changed_and_is_cancelled(studio: Studio) -> None:
+    with studio.visit("ERR_INTERNET_DISCONNECTED") as guest:
+        page = guest.open()
+        guest.fill(studio.portrait, studio.voice, "talks")
+        page.click("#submit")
+        guest.until("#stage .changes", "Denoising steps: 3 instead of 4 (it knows no more).")
+        guest.until("#stage .badge", "Processing")
+        page.click("#stage summary:has-text('Engine log')")
+        guest.until("#stage .log", "still here")
+        lines = len(guest.says("#stage .log").splitlines())
+        left = remaining(guest)
+        page.wait_for_function(
+            "([lines, left]) => document.querySelector('#stage .log').textContent.split('\\n').length > lines + 3 && "
+            "parseInt(document.querySelector('#stage .eta').textContent.match(/[0-9]+/)[0]) < left",
+            arg=[lines, left],
+        )
+        queued = studio.submit("talks", prompt="the second in line")
+        guest.until("#gallery .item", "the second in line")
+        page.click(f"#gallery [data-id={queued}] [data-act=open]")
+        guest.until("#stage .facts", "No. 1")
+        guest.is_accessible("light", "zh")
+        page.click("#stage .actions button:has-text('Cancel')")
+        guest.until("#confirm", "It leaves the queue")
+        page.click("#confirm [value=yes]")
+        guest.until("#stage .verdict", "Cancelled")
+        page.click("#gallery .item:not(.current) [data-act=open]")
+        guest.until("#stage .badge", "Processing")
+        guest.context.set_offline(True)
+        guest.until("#stage .notice", "Can't reach the service.")
+        guest.context.set_offline(False)
+        page.locator("#stage .notice").wait_for(state="hidden")
+        page.click("#stage .actions button:has-text('Cancel')")
+        page.click("#confirm [value=yes]")
+        guest.until("#stage .verdict", "Cancelled")
+
+
+def remaining(guest: Visit) -> int:
+    found = re.search(r"\d+", guest.says("#stage .eta"))
+    assert found
+    return int(found[0])
+
+
+def test_a_failed_task_says_why_and_what_to_do(studio: Studio) -> None:
+    with studio.visit() as guest:
+        page = guest.open()
+        guest.fill(studio.portrait, studio.voice, "breaks")
+        page.click("#submit")
+        guest.until("#stage .verdict", "The engine stopped with an error")
+        assert "Try once more" in guest.says("#stage .verdict")
+        assert "the engine ended with status 3" in guest.says("#stage .said")
+        assert "RuntimeError: no such file" in guest.says("#stage .log")
+        guest.is_accessible("light")
+        page.click("#language")
+        guest.until("#stage .verdict", "引擎出错退出")
+        page.click("#stage .actions .primary")  # tries again with what is here still: nothing is uploaded twice
+        page.click("#submit")
+        guest.until("#stage .badge", "失败")
+        page.locator("#gallery .item").nth(1).wait_for()
+        assert len(guest.sent("/api/v1/upload")) == 2
+        assert len(guest.sent("/api/v1/generate")) == 2
+
+
+def test_what_cannot_work_is_told_before_anything_is_sent(studio: Studio, tmp_path: Path) -> None:
+    narrow = write_portrait(tmp_path / "narrow.png", (500, 80))
+    heavy = tmp_path / "heavy.png"
+    heavy.write_bytes(studio.portrait.read_bytes() + bytes(300_000))
+    text = tmp_path / "text.png"
+    text.write_bytes(b"not a picture")
+    short = write_voice(tmp_path / "short.wav", 0.1)
+    with studio.visit() as guest:
+        page = guest.open()
+        page.click("#submit")
+        assert guest.says("#image-problem") == "Add a portrait."
+        assert guest.says("#audio-problem") == "Add a recording."
+        assert guest.says("#prompt-problem") == "Describe the video in a few words."
+        guest.is_accessible("dark", "zh")
+        for path, problem in [
+            (narrow, "at most four times"),
+            (heavy, "the limit is 300 KB"),
+            (text, "can't be opened"),
+        ]:
+            page.set_input_files("#image", path)
+            guest.until("#image-problem", problem)
+        page.set_input_files("#audio", short)
+        guest.until("#audio-problem", "shorter than 0.2 s")
+        guest.drop("#prompt", ROOT / "README.md")
+        guest.until("#toasts .toast", "“README.md” is neither a picture nor a recording.")
+        page.fill("#clips", "0")
+        page.select_option("#engine", "live_avatar")
+        guest.until("#engine-problem", "LIVE_AVATAR_HOME is not set")
+        page.click("#more summary")
+        page.fill("#seed", "-1")
+        page.click("#more summary")
+        page.click("#submit")
+        assert page.locator("#more").get_attribute("open") is not None  # else what is wrong would be out of sight
+        assert guest.says("#num_clip-problem") == "Enter a whole number from 1 to 10,000."
+        assert guest.says("#seed-problem") == "Enter a whole number from 0 to 4,294,967,295."
+        assert not guest.sent("/api/v1/upload")
+
+
+def test_what_the_service_refuses_stands_at_its_field(studio: Studio, tmp_path: Path) -> None:
+    (tmp_path / "noise.mp3").write_bytes(b"\xff\xfbnot a recording" * 99)
+    with studio.visit("status of 400") as guest:
+        page = guest.open()
+        guest.fill(studio.portrait, studio.voice)
+        page.set_input_files("#audio", tmp_path / "noise.mp3")
+        guest.until("#audio-problem", "Your browser can't play this file.")
+        page.click("#submit")
+        guest.until("#audio-problem", "the format of this file is not known")
+        assert page.evaluate("document.activeElement.id") == "audio"
+        guest.until("#stage", "Your video appears here")
+
+
+def test_the_history_is_filtered_searched_and_read_on(studio: Studio) -> None:
+    with studio.visit() as guest:
+        failed = studio.submit("breaks", prompt="this one fails")
+        studio.run.ended(failed)
+        studio.submit("talks", prompt="this one runs")
+        for number in range(24):
+            studio.submit("talks", prompt=f"number {number} waits")
+        page = guest.open()
+        items = page.locator("#gallery .item")
+        page.wait_for_function("() => document.querySelectorAll('#gallery .item').length === 24")
+        page.click("#history-more")
+        page.wait_for_function("() => document.querySelectorAll('#gallery .item').length === 26")
+        guest.is_as_wide_as(390)
+        page.fill("#search", "number 2")
+        assert items.count() == 5
+        page.fill("#search", "nobody said this")
+        guest.until("#history-empty", "No videos match.")
+        page.fill("#search", "")
+        page.click("#filters button:has-text('Failed')")
+        page.wait_for_function("() => document.querySelectorAll('#gallery .item').length === 1")
+        assert items.get_attribute("data-id") == failed
+        page.click("#filters button:has-text('In progress')")
+        page.wait_for_function("() => document.querySelectorAll('#gallery .item').length > 20")
+        guest.open("/#/service")
+        guest.until("#service-body .rows", "this one runs")
+        guest.is_accessible("dark")
+
+
+def test_all_of_it_is_done_with_the_keyboard_alone(studio: Studio) -> None:
+    with studio.visit() as guest:
+        page = guest.open()
+        keys = page.keyboard
+        page.on("filechooser", lambda _: None)  # or else it is only just heard of while the key is pressed
+        guest.tab_to(".skip")
+        keys.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "main"
+        for kind, file in (("image", studio.portrait), ("audio", studio.voice)):
+            guest.tab_to(f"#{kind}")
+            with page.expect_file_chooser() as chooser:
+                keys.press("Enter")
+            chooser.value.set_files(file)
+            page.wait_for_selector(f"#{kind}-drop.full")
+        guest.tab_to("#prompt")
+        keys.type("a person speaks")
+        guest.tab_to("input[name=size]")
+        keys.press("ArrowRight")
+        assert page.is_checked("input[name=size][value='384*256']")
+        guest.tab_to("#clips")
+        keys.press("ControlOrMeta+a")
+        keys.type("1")
+        guest.tab_to("#engine")
+        keys.type("talks")
+        guest.tab_to("#submit")
+        keys.press("Enter")
+        guest.until("#stage .badge", "Processing")
+        guest.tab_to("#stage .actions .button")
+        keys.press("Enter")
+        keys.press("Escape")  # keeps it
+        keys.press("Enter")
+        guest.tab_to("#confirm [value=yes]")
+        keys.press("Enter")
+        guest.until("#stage .verdict", "Cancelled")
+        assert page.evaluate("document.activeElement.id") == "stage"
+        guest.tab_to("#stage .tool")
+        keys.press("Enter")
+        guest.tab_to("#confirm [value=yes]")
+        keys.press("Enter")
+        guest.until("#history-empty", "Videos you make will show up here.")
+        assert page.evaluate("document.activeElement.id") == "stage"
+
+
+def test_a_voice_is_recorded_with_the_microphone(studio: Studio) -> None:
+    with studio.visit(permissions=["microphone"]) as guest:
+        page = guest.open()
+        page.click("#record")
+        page.wait_for_function("() => parseFloat(document.querySelector('.drop-live strong')?.textContent) > 0.5")
+        page.click("#record")
+        guest.until("#audio-drop .drop-facts", "recording.wav")
+        assert re.match(r"0\.[5-9] s|[1-9]", guest.says("#audio-drop .drop-facts small"))
+        assert page.locator("#audio-drop .sound .wave-bar").count() == 72
+        page.set_input_files("#image", studio.portrait)
+        page.fill("#prompt", "a beep")
+        page.select_option("#engine", "preview")
+        page.click("#submit")
+        page.wait_for_selector("#stage video")  # the service takes it for what it is
+
+
+def test_a_key_is_asked_for_refused_and_kept_as_long_as_the_tab(studio: Studio) -> None:
+    with visit(studio.browser, studio.run.url, ("status of 401",)) as guest:
+        page = guest.open()
+        guest.fill(studio.portrait, studio.voice, "copies")
+        page.click("#submit")
+        page.wait_for_selector("#key-dialog[open]")
+        guest.is_accessible("light", "zh")
+        page.fill("#key", "la_nobody_has_this_one")
+        page.keyboard.press("Enter")
+        guest.until("#key-problem", "The service did not accept this key.")
+        key = studio.key()
+        page.fill("#key", key)
+        page.keyboard.press("Enter")
+        page.locator("#key-needed").wait_for(state="hidden")
+        page.click("#submit")  # nothing of the form was lost
+        page.wait_for_selector("#stage video")
+        assert page.evaluate("sessionStorage.getItem('api-key')") == key
+        assert key not in page.evaluate("JSON.stringify(localStorage) + document.cookie")
+        another = guest.context.new_page()
+        another.goto(studio.run.url)
+        assert another.is_visible("#key-needed")
+        page.click("#key-button")
+        page.click("#key-forget")
+        assert page.is_visible("#key-needed")
+        assert page.locator("#gallery .item").count() == 0
+    assert not [request for request in guest.asked if key in request.url]
+
+
+@pytest.mark.parametrize("stream", ["works", pytest.param("breaks", marks=pytest.mark.long), "is refused"])
+def test_a_stream_of_events_is_followed_to_the_end_or_polling_takes_over(studio: Studio, stream: str) -> None:
+    with studio.visit("status of 404", "net::ERR") as guest:
+        task = studio.submit("copies")
+        ended = studio.run.ended(task)
+        begun = {
+            **ended,
+            "status": "processing",
+            "phase": "generating",
+            "progress": 0.25,
+            "start_time": ended["submit_time"],
+        }
+        events = [
+            f": hello\r\n\r\nid: 1\r\nevent: task\r\ndata: {json.dumps(begun)}\r\n\r\n",
+            f"id: 2\nevent: task\ndata: {json.dumps(ended)}\n\n",
+        ]
+        resumed: list[str | None] = []
+
+        def answer(route: Route) -> None:
+            resumed.append(route.request.headers.get("last-event-id"))
+            if stream == "is refused":
+                route.fulfill(status=404, json={"error_code": "not_found"})
+            elif stream == "breaks" and len(resumed) > 1:
+                route.abort()
+            else:
+                route.fulfill(content_type="text/event-stream", body=events[min(len(resumed), 2) - 1])
+
+        guest.page.route("**/events", answer)
+        nothing = {"tasks": [], "next_cursor": None}  # else the history would know the end before the stream tells it
+        guest.page.route("**/api/v1/tasks?*", lambda route: route.fulfill(json=nothing))
+        guest.page.route(guest.url + "/", with_events)
+        page = guest.open()
+        page.evaluate("(task) => { location.hash = `#/task/${task}` }", task)
+        page.wait_for_selector("#stage video")
+    assert resumed == {"works": [None, "1"], "breaks": [None, "1", "1", "1"], "is refused": [None]}[stream]
+
+
+def with_events(route: Route) -> None:
+    """Serve the page as a service does that offers the stream."""
+    answer = route.fetch()
+    route.fulfill(response=answer, body=answer.text().replace("&quot;events&quot;: false", "&quot;events&quot;: true"))
+
+
+@pytest.mark.long
+def test_the_page_of_the_api_shows_each_route_without_another_host(studio: Studio) -> None:
+    with visit(studio.browser, studio.run.url) as guest:
+        page = guest.open("/docs")
+        page.locator(".opblock").nth(10).wait_for()
+        page.click(
+            "#operations-tasks-generate button.opblock-summary-control, .opblock-post button.opblock-summary-control"
+        )
+        guest.until(".opblock-body", "audio_path")
 
 
 def test_the_page_plans_as_the_service_does(serve: Serve, browser: Browser) -> None:  # noqa: F811
@@ -85,6 +394,7 @@ def test_the_page_plans_as_the_service_does(serve: Serve, browser: Browser) -> N
     lengths = [0.2, 0.28, 1.0, 1.92, 1.93, 11.6, 12.09, 59.999, 3600.04]
     with werkzeug(serve().app) as port, visit(browser, f"http://127.0.0.1:{port}", ("503",)) as guest:
         page = guest.open()
+        assert page.is_hidden("#key-button")  # where nobody needs one
         planned = page.evaluate(
             """async ([sizes, sides, lengths]) => {
                 const plan = await import("/static/js/plan.js");
@@ -102,3 +412,31 @@ def test_the_page_plans_as_the_service_does(serve: Serve, browser: Browser) -> N
         plan = plan_video(size="384*256", num_clip=7, image_width=64, image_height=64, audio_seconds=seconds)
         assert clips == clips_in_audio(seconds)
         assert (shown["clips"], shown["frames"]) == (plan.clips, plan.frames)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_state_is_accessible_in_all_colours_and_languages(studio: Studio, theme: str, language: str) -> None:
+    with studio.visit() as guest:
+        for width in (1360, 390):
+            guest.is_as_wide_as(width)
+            page = guest.open(f"/?{width}")
+            guest.is_accessible(theme, language)
+            page.click("#submit")
+            page.click("#more summary")
+            guest.is_accessible(theme, language)
+            for engine, state in (("preview", "completed"), ("breaks", "failed"), ("talks", "processing")):
+                guest.fill(studio.portrait, studio.voice, engine)
+                page.click("#submit")
+                page.wait_for_selector(f"#stage .badge.{state}")
+                page.locator("#stage summary").last.click()
+                guest.is_accessible(theme, language)
+            page.click("#stage .actions .button")
+            guest.is_accessible(theme, language)
+            page.click("#confirm [value=yes]")
+            page.wait_for_selector("#stage .badge.cancelled")
+            guest.is_accessible(theme, language)
+            guest.open("/#/service")
+            guest.until("#service-body .panel", "CPU")
+            guest.is_accessible(theme, language)

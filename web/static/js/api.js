@@ -38,9 +38,11 @@ export class ApiError extends Error {
   }
 }
 
-const credentials = () => (apiKey.get() ? { "X-API-Key": apiKey.get() } : {});
+// As a bearer, which may be an API key or a token.
+const credentials = () => (apiKey.get() ? { Authorization: `Bearer ${apiKey.get()}` } : {});
 
-function failure(status, text, retryAfter) {
+/** `key`: what the request was sent with. */
+function failure(status, text, retryAfter, key) {
   let problem = {};
   try {
     problem = JSON.parse(text);
@@ -48,7 +50,7 @@ function failure(status, text, retryAfter) {
     // Not the service's own answer, such as a proxy's page.
   }
   const error = new ApiError(problem, status, Number(retryAfter) || null);
-  if (status === 401) document.dispatchEvent(new Event("unauthorized"));
+  if (status === 401) document.dispatchEvent(new CustomEvent("unauthorized", { detail: key }));
   return error;
 }
 
@@ -56,6 +58,7 @@ function failure(status, text, retryAfter) {
 export async function ask(method, path, { json, headers = {}, signal, alsoGood } = {}) {
   const body = json === undefined ? {} : { body: JSON.stringify(json) };
   const kind = json === undefined ? {} : { "Content-Type": "application/json" };
+  const key = apiKey.get();
   let response;
   try {
     response = await fetch(path, {
@@ -67,7 +70,7 @@ export async function ask(method, path, { json, headers = {}, signal, alsoGood }
   }
   const told = response.status === alsoGood && response.headers.get("Content-Type") === "application/json";
   if (response.ok || response.status === 304 || told) return response;
-  throw failure(response.status, await response.text(), response.headers.get("Retry-After"));
+  throw failure(response.status, await response.text(), response.headers.get("Retry-After"), key);
 }
 
 const read = async (...call) => (await ask(...call)).json();
@@ -94,12 +97,13 @@ export const api = {
 export function upload(kind, file, onProgress, signal) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
+    const key = apiKey.get();
     request.open("POST", "/api/v1/upload");
     for (const [name, value] of Object.entries(credentials())) request.setRequestHeader(name, value);
     request.upload.onprogress = (event) => event.lengthComputable && onProgress(event.loaded / event.total);
     request.onload = () => {
       if (request.status === 201) resolve(JSON.parse(request.responseText));
-      else reject(failure(request.status, request.responseText, request.getResponseHeader("Retry-After")));
+      else reject(failure(request.status, request.responseText, request.getResponseHeader("Retry-After"), key));
     };
     request.onerror = () => reject(new ApiError({}, 0));
     request.onabort = () => reject(new DOMException("aborted", "AbortError"));

@@ -35,6 +35,12 @@ export function button(name, text, onclick, kind = "quiet", props = {}) {
   return h("button", { type: "button", class: `button ${kind}`, onclick, ...props }, icon(name), h("span", {}, text));
 }
 
+/** A picture or a video of any shape in a frame of another: what the frame has left over shows the picture, blurred. */
+export function framed(url, content, kind = "") {
+  const back = url ? h("img", { class: "frame-back", src: url, alt: "" }) : null;
+  return h("div", { class: `frame ${kind}` }, ...[back, content].filter(Boolean));
+}
+
 /** Show one child in place of all others. */
 export function fill(element, ...children) {
   element.replaceChildren(...children.flat().filter(Boolean));
@@ -100,8 +106,11 @@ export function toast(text, kind = "info") {
   setTimeout(() => line.remove(), kind === "bad" ? 9000 : 4500);
 }
 
+let unanswered = null;
+
 /** Ask in a dialog; resolves to whether it was confirmed. */
 export function confirmed(title, text, yes) {
+  unanswered?.(false);
   const dialog = $("#confirm");
   $("h2", dialog).textContent = title;
   $("p", dialog).textContent = text;
@@ -109,6 +118,8 @@ export function confirmed(title, text, yes) {
   dialog.returnValue = "no";
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+    unanswered = resolve;
+    // The event of an earlier closing may come after this opening.
+    dialog.onclose = () => !dialog.open && resolve(dialog.returnValue === "yes");
   });
 }

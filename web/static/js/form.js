@@ -1,12 +1,12 @@
 // The form: what is wished, checked as it is typed, and told in pixels and seconds before anything is sent.
 import { facts } from "./api.js";
-import { $, announce, duration, fill, h, icon, number, toast } from "./dom.js";
+import { $, announce, duration, fill, h, number, toast } from "./dom.js";
 import { t } from "./i18n.js";
 import { kindOf } from "./media.js";
+import { Microphone } from "./microphone.js";
 import { Picker } from "./picker.js";
 import { clipsInAudio, fitSize, planTime, secondsOfClips } from "./plan.js";
-import { canRecord, MOST_SECONDS, Recorder } from "./recorder.js";
-import { problemText } from "./words.js";
+import { engineTitle, problemText } from "./words.js";
 
 const MOST_CLIPS = 10000;
 const MOST_SEED = 2 ** 32 - 1;
@@ -14,6 +14,7 @@ const RANGE_CLIPS = 100;
 const DEFAULT_SIZE = "688*368";
 const CONTROL = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/;
 const IDEAS = 3;
+const FIELD = { clips: "num_clip" }; // what the API calls it
 
 const wholeNumber = (text, least, most) => {
   const value = Number(text);
@@ -25,9 +26,10 @@ export class Form {
   constructor(onSubmit) {
     this.element = $("#form");
     this.onSubmit = onSubmit;
-    this.available = {}; // engine -> whether it can run here, once the health has told
+    this.engines = new Map(); // what the service says of each, once it was asked
     this.sizeCards = new Map();
     this.pickers = { image: new Picker("image", () => this.refresh()), audio: new Picker("audio", () => this.refresh()) };
+    this.microphone = new Microphone((file) => this.pickers.audio.take(file));
     this.makeSizes();
     this.listen();
     this.draw();
@@ -52,14 +54,17 @@ export class Form {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.submit();
     });
     for (const id of ["prompt", "clips", "seed", "engine"]) {
-      $(`#${id}`).addEventListener("input", () => this.refresh());
-      $(`#${id}`).addEventListener("change", () => this.check(id));
+      // While it is typed and never as the field is left: a line that comes then would move what is just clicked.
+      $(`#${id}`).addEventListener("input", ({ target }) => {
+        if (target.value.trim()) this.check(id);
+        else this.say(FIELD[id] ?? id, "");
+        this.refresh();
+      });
     }
     this.element.addEventListener("change", () => this.refresh());
     $("#clips-range").addEventListener("input", (event) => this.setClips(event.target.value));
     $("#clips-fit").addEventListener("click", () => this.setClips(clipsInAudio(this.audio.seconds)));
     $("#example").addEventListener("click", () => this.example());
-    $("#record").addEventListener("click", () => this.record());
     document.addEventListener("language", () => this.draw());
     this.listenForFiles();
   }
@@ -113,7 +118,7 @@ export class Form {
       type: "button", class: "chip", onclick: () => this.setPrompt(t(`idea.${index + 1}`)),
     }, t(`idea.${index + 1}.name`))));
     this.drawEngines();
-    this.drawRecorder();
+    this.microphone.draw();
     for (const picker of Object.values(this.pickers)) {
       picker.show();
       picker.problem(picker.shown ?? null);
@@ -124,16 +129,20 @@ export class Form {
   drawEngines() {
     const select = $("#engine");
     const chosen = select.value || "auto";
-    const title = ({ name, title: text }) => (this.available[name] === false ? t("form.engine.unavailable", { title: text }) : text);
+    const title = (engine) => (this.cannotRun(engine.name) ? t("form.engine.unavailable", { title: engineTitle(engine) }) : engineTitle(engine));
     fill(select, h("option", { value: "auto" }, t("form.engine.auto")),
       facts.engines.map((engine) => h("option", { value: engine.name }, title(engine))));
     select.value = chosen;
   }
 
+  cannotRun(engine) {
+    return this.engines.get(engine)?.available === false;
+  }
+
   /** Take up what the service said of its engines. */
   showHealth(health) {
     if (!health?.engines) return;
-    this.available = Object.fromEntries(health.engines.map((engine) => [engine.name, engine.available]));
+    this.engines = new Map(health.engines.map((engine) => [engine.name, engine]));
     this.drawEngines();
   }
 
@@ -153,8 +162,9 @@ export class Form {
     for (const [size, { pixels, area }] of this.sizeCards) {
       const fitted = this.image?.width ? fitSize(facts.sizes[size], this.image.width, this.image.height) : null;
       pixels.textContent = fitted ? `${fitted[0]} × ${fitted[1]}` : size.replace("*", " × ");
-      area.textContent = fitted ? t("form.size.area", { size: size.replace("*", "×") }) : "";
+      area.textContent = fitted ? size.replace("*", "×") : "";
     }
+    $("#size-means").textContent = this.image?.width ? t("form.size.fitted") : "";
   }
 
   showClips() {
@@ -218,6 +228,7 @@ export class Form {
       if (length > facts.limits.prompt) return { key: "check.prompt_long", values: { n: number(length), most: facts.limits.prompt } };
       return CONTROL.test(text) ? { key: "check.prompt_control" } : null;
     }
+    if (id === "engine" && this.cannotRun(text)) return { key: "check.engine", values: { reason: this.engines.get(text).reason } };
     if (id === "clips" && wholeNumber(text, 1, MOST_CLIPS) === null) return { key: "check.number", values: { least: 1, most: MOST_CLIPS } };
     if (id === "seed" && text !== "" && wholeNumber(text, 0, MOST_SEED) === null) return { key: "check.number", values: { least: 0, most: MOST_SEED } };
     return null;
@@ -225,9 +236,8 @@ export class Form {
 
   /** Show what is wrong with a typed field; returns whether anything is. */
   check(id) {
-    if (id === "engine") return this.say("engine", "");
     const found = this.wrong(id);
-    return this.say(id === "clips" ? "num_clip" : id, found ? problemText(found) : "");
+    return this.say(FIELD[id] ?? id, found ? problemText(found) : "");
   }
 
   /** Show a sentence under the field of this name in the API; returns whether there is one. */
@@ -245,13 +255,16 @@ export class Form {
     const bad = [
       image.problem(this.image ? null : { key: "check.need_image" }),
       audio.problem(this.audio ? null : { key: "check.need_audio" }),
-      ...["prompt", "clips", "seed"].map((id) => this.check(id)),
+      ...["prompt", "clips", "engine", "seed"].map((id) => this.check(id)),
     ];
     return !bad.includes(true);
   }
 
-  submit() {
-    if (this.busy || this.image?.looking || this.audio?.looking) return;
+  async submit() {
+    if (this.busy || this.waiting) return;
+    this.waiting = true;
+    await Promise.all(Object.values(this.pickers).map((picker) => picker.ready));
+    this.waiting = false;
     this.say("form", "");
     if (!this.checkAll()) {
       if ($("#seed").hasAttribute("aria-invalid")) $("#more").open = true;
@@ -316,50 +329,6 @@ export class Form {
     if (!$("#prompt").value.trim()) $("#prompt").value = t("idea.1");
     this.check("prompt");
     return announce(t("told.example"));
-  }
-
-  // --- the microphone ------------------------------------------------------------------------------------------------
-
-  drawRecorder() {
-    const record = $("#record");
-    record.disabled = !canRecord();
-    if (!canRecord()) $("#record-hint").textContent = t("form.record.insecure");
-    const time = duration(this.recorder?.seconds ?? 0);
-    fill(record, icon(this.recorder ? "stop" : "mic"), h("span", {}, this.recorder ? t("form.record.stop", { time }) : t("form.record")));
-    record.classList.toggle("recording", Boolean(this.recorder));
-    $("#level").hidden = !this.recorder;
-  }
-
-  async record() {
-    if (this.recorder) return this.stopRecording();
-    const recorder = new Recorder((level, seconds) => this.showLevel(level, seconds), () => this.stopRecording());
-    $("#record-hint").textContent = "";
-    try {
-      await recorder.start();
-    } catch (error) {
-      const missing = ["NotFoundError", "NotReadableError"].includes(error.name);
-      $("#record-hint").textContent = t(missing ? "form.record.missing" : "form.record.refused");
-      return null;
-    }
-    this.recorder = recorder;
-    announce(t("form.recording"));
-    return this.drawRecorder();
-  }
-
-  showLevel(level, seconds) {
-    $("#level span").style.transform = `scaleX(${Math.min(1, level * 1.6)})`;
-    const label = $("#record span");
-    const text = t("form.record.stop", { time: duration(Math.min(MOST_SECONDS, Math.floor(seconds * 10) / 10)) });
-    if (this.recorder && label.textContent !== text) label.textContent = text;
-  }
-
-  stopRecording() {
-    if (!this.recorder) return;
-    const file = this.recorder.stop();
-    announce(t("form.recorded", { time: duration(this.recorder.seconds) }));
-    this.recorder = null;
-    this.drawRecorder();
-    this.pickers.audio.take(file);
   }
 }
 

@@ -14,10 +14,11 @@ const pathOf = (link) => link?.split("?")[0] ?? null;
 export const nameOf = (task) => task.params.prompt;
 
 export class History {
-  /** `actions`: open(task), again(task), remove(task). */
-  constructor(actions, allowed) {
+  /** `actions`: again(task), remove(task). `allowed`: whether there are credentials. `pictures`: media by their path. */
+  constructor(actions, allowed, pictures) {
     this.actions = actions;
     this.allowed = allowed;
+    this.pictures = pictures;
     this.tasks = new Map(); // by id, in the order that the service gave
     this.cards = new Map();
     this.filter = "all";
@@ -112,9 +113,12 @@ export class History {
     const cards = shown.map((task) => this.card(task));
     const gallery = $("#gallery");
     // Only what differs is touched, so that nothing jumps and the focus stays.
+    const hadFocus = gallery.contains(document.activeElement);
+    for (const old of [...gallery.children]) if (!cards.includes(old)) old.remove();
     cards.forEach((card, index) => gallery.children[index] !== card && gallery.insertBefore(card, gallery.children[index] ?? null));
-    while (gallery.children.length > cards.length) gallery.lastChild.remove();
+    if (hadFocus && !gallery.contains(document.activeElement)) $("#history-title").focus({ preventScroll: true });
     $("#history-more").hidden = !this.cursor;
+    $("#history-tools").hidden = this.tasks.size === 0 && this.filter === "all";
     const empty = $("#history-empty");
     empty.hidden = shown.length > 0;
     empty.textContent = this.problem ? errorText(this.problem) : t(this.tasks.size || this.filter !== "all" ? "history.none" : "history.empty");
@@ -138,8 +142,9 @@ export class History {
   face(task) {
     const ended = hasEnded(task);
     const name = nameOf(task);
-    const picture = task.poster_url
-      ? h("img", { src: task.poster_url, alt: "", loading: "lazy", decoding: "async" })
+    const sent = this.pictures.get(task.metadata.image_path)?.url;
+    const picture = task.poster_url || sent
+      ? h("img", { class: task.poster_url ? "" : "sent", src: task.poster_url ?? sent, alt: "", loading: "lazy", decoding: "async" })
       : h("div", { class: "no-poster" }, icon({ failed: "alert", cancelled: "cut" }[task.status] ?? "film"));
     const length = duration(task.duration_seconds ?? task.plan.video_seconds);
     const meter = task.status === "processing"
@@ -148,15 +153,17 @@ export class History {
     const tool = (act, glyph, label, run) => h("button", { type: "button", class: "button quiet small square", dataset: { act }, title: label,
       "aria-label": `${label}: ${name}`, onclick: run }, icon(glyph));
     return [
-      h("a", { class: "poster", href: `#/task/${task.task_id}`, dataset: { act: "open" }, "aria-label": t("history.open", { name }) }, picture,
-        h("span", { class: `badge ${task.status}` }, h("span", { class: "dot" }), status), h("span", { class: "length" }, length)),
+      h("a", { class: "poster", href: `#/task/${task.task_id}`, dataset: { act: "open" }, "aria-label": t("history.open", { name, status }) }, picture,
+        task.status === "completed" ? null : h("span", { class: `badge ${task.status}` }, h("span", { class: "dot" }), status),
+        h("span", { class: "length" }, length)),
       meter,
       h("div", { class: "item-foot" },
-        h("div", { class: "item-name" }, h("span", { title: name }, name), h("small", { title: exactly(task.submit_time) }, ago(task.submit_time))),
-        h("div", { class: "item-tools", role: "group", "aria-label": t("history.menu", { name }) },
-          tool("again", "again", t("stage.again"), () => this.actions.again(task)),
-          ended ? tool("remove", "trash", t("stage.delete"), () => this.actions.remove(task))
-            : tool("remove", "close", t("stage.cancel"), () => this.actions.remove(task)))),
+        h("div", { class: "item-name", title: name }, name),
+        h("div", { class: "item-row" }, h("small", { title: exactly(task.submit_time) }, ago(task.submit_time)),
+          h("div", { class: "item-tools", role: "group", "aria-label": t("history.menu", { name }) },
+            tool("again", "again", t("stage.again"), () => this.actions.again(task)),
+            ended ? tool("remove", "trash", t("stage.delete"), () => this.actions.remove(task))
+              : tool("remove", "close", t("stage.cancel"), () => this.actions.remove(task))))),
     ];
   }
 }

@@ -26,12 +26,16 @@ export function translate(root = document) {
 
 export function speak(wanted) {
   document.documentElement.lang = wanted;
+  translate();
+  document.dispatchEvent(new Event("language"));
+}
+
+/** Speak it at later visits, too. */
+export function chooseLanguage(wanted) {
+  speak(wanted);
   try {
     localStorage.setItem("language", wanted);
   } catch {
     // It holds until the page is left.
   }
-  document.title = t("page.title");
-  translate();
-  document.dispatchEvent(new Event("language"));
 }

@@ -1,10 +1,10 @@
 // Puts the parts of the page together: what one tells, the others are told here.
 import { api, apiKey, facts, newKey, upload } from "./api.js";
-import { $, $$, announce, confirmed, exactly, icon, toast } from "./dom.js";
+import { $, $$, announce, confirmed, exactly, icon, number, toast } from "./dom.js";
 import { hasEnded } from "./events.js";
 import { Form } from "./form.js";
 import { History } from "./history.js";
-import { language, speak, t } from "./i18n.js";
+import { chooseLanguage, language, speak, t } from "./i18n.js";
 import { Service } from "./service.js";
 import { Stage } from "./stage.js";
 import { errorText } from "./words.js";
@@ -44,7 +44,14 @@ async function send({ image, audio, fields }) {
 async function sendMedium(kind, medium, show, signal) {
   if (medium.path) return;
   show(kind, 0);
-  const { path, media } = await upload(kind, medium.file, (share) => show(kind, share < 1 ? share : null), signal);
+  let sent;
+  try {
+    sent = await upload(kind, medium.file, (share) => show(kind, share < 1 ? share : null), signal);
+  } catch (error) {
+    for (const problem of error.errors ?? []) problem.field = kind; // an upload knows its file as `file`
+    throw error;
+  }
+  const { path, media } = sent;
   Object.assign(medium, { path, lent: true });
   if (kind === "audio" && !medium.seconds) medium.seconds = media.seconds;
   pictures.set(path, { ...medium });
@@ -87,7 +94,8 @@ const actions = {
 
   async remove(task) {
     const what = hasEnded(task) ? "delete" : "cancel";
-    const sure = await confirmed(t(`confirm.${what}.title`), t(`confirm.${what}.text`), t(`confirm.${what}.yes`));
+    const loss = task.status === "queued" ? "confirm.leave.text" : `confirm.${what}.text`;
+    const sure = await confirmed(t(`confirm.${what}.title`), t(loss), t(`confirm.${what}.yes`));
     if (!sure) return;
     try {
       const left = await api.remove(task.task_id);
@@ -102,14 +110,17 @@ const actions = {
     videos.load();
   },
 
-  async share(task) {
-    const link = new URL(task.output_video_url, location.href);
-    // A signed link ends by itself; a fresh one is good for longest.
+  /** The task as it is now: a signed link ends by itself, and a fresh one is good for longest. */
+  async fresh(task) {
     try {
-      link.href = new URL((await api.task(task.task_id)).output_video_url, location.href).href;
+      return await api.task(task.task_id);
     } catch {
-      // The one at hand is good as well.
+      return task;
     }
+  },
+
+  async share(task) {
+    const link = new URL((await this.fresh(task)).output_video_url, location.href);
     const until = Number(link.searchParams.get("expires"));
     try {
       await navigator.clipboard.writeText(link.href);
@@ -122,6 +133,7 @@ const actions = {
 
 function onTask(task, before) {
   videos.update(task);
+  showTitle();
   if (!before || before.status === task.status) return;
   if (hasEnded(task)) {
     if (task.status === "completed") toast(t("told.completed"));
@@ -148,7 +160,7 @@ function route() {
     stage.open(id, videos.tasks.get(id) ?? null);
     if (!wasOpen && window.scrollY > $("#stage").offsetTop) $("#stage").scrollIntoView({ block: "start" });
   } else if (!form.busy) stage.showEmpty();
-  return null;
+  return showTitle();
 }
 
 // --- the key, the language, the colours ------------------------------------------------------------------------------
@@ -156,6 +168,7 @@ function route() {
 function openKeyDialog(problem = "") {
   const dialog = $("#key-dialog");
   $("#key").value = apiKey.get();
+  $("#key-forget").hidden = !apiKey.get();
   $("#key-problem").textContent = problem;
   if (!dialog.open) dialog.showModal();
   $("#key").focus();
@@ -168,10 +181,10 @@ function wireKey() {
   $("#key-close").addEventListener("click", () => dialog.close());
   $("#key-forget").addEventListener("click", () => (apiKey.set(""), dialog.close()));
   $("form", dialog).addEventListener("submit", () => apiKey.set($("#key").value.trim()));
-  document.addEventListener("unauthorized", () => {
-    const refused = Boolean(apiKey.get());
-    if (refused) apiKey.set(""); // else every look at the list would be refused again
-    openKeyDialog(refused ? t("key.refused") : "");
+  document.addEventListener("unauthorized", ({ detail: key }) => {
+    if (key !== apiKey.get()) return; // of a request that another key has overtaken
+    if (key) apiKey.set(""); // else every look at the list would be refused again
+    openKeyDialog(key ? t("key.refused") : "");
   });
   document.addEventListener("key", () => {
     showKey();
@@ -188,6 +201,13 @@ function showKey() {
   const label = t(apiKey.get() ? "tool.key.set" : "tool.key.none");
   $("#key-button").setAttribute("aria-label", label);
   $("#key-button").title = label;
+}
+
+/** The tab tells how far the open task is, for who looks at another one meanwhile. */
+function showTitle() {
+  const { task } = stage;
+  const far = task?.status === "processing" ? `${number(Math.floor(task.progress * 100))} %` : task && t(`status.${task.status}`);
+  document.title = far ? `${far} · ${t("page.name")}` : t("page.title");
 }
 
 function showTheme() {
@@ -215,14 +235,14 @@ function nextTheme() {
 // --- start -----------------------------------------------------------------------------------------------------------
 
 const form = new Form(send);
-const videos = new History(actions, allowed);
+const videos = new History(actions, allowed, pictures);
 const stage = new Stage(actions, onTask, pictures);
 const service = new Service((health) => form.showHealth(health), allowed);
 
 $("#version").textContent = facts.version;
-$("#language").addEventListener("click", () => speak(language() === "en" ? "zh-CN" : "en"));
+$("#language").addEventListener("click", () => chooseLanguage(language() === "en" ? "zh-CN" : "en"));
 $("#theme").addEventListener("click", nextTheme);
-document.addEventListener("language", showTheme);
+for (const show of [showTheme, showTitle]) document.addEventListener("language", show);
 window.addEventListener("hashchange", route);
 wireKey();
 speak(language());

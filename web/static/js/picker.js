@@ -1,5 +1,5 @@
 // One medium of the form: chosen, dropped, recorded or kept from an earlier video; looked at before it is sent.
-import { $, button, bytes, duration, fill, h, icon } from "./dom.js";
+import { $, bytes, duration, fill, framed, h, icon } from "./dom.js";
 import { t } from "./i18n.js";
 import { inspectAudio, inspectImage, inventedPeaks } from "./media.js";
 import { wave } from "./wave.js";
@@ -25,8 +25,13 @@ export class Picker {
     });
   }
 
-  /** Look at a file and show it. */
-  async take(file) {
+  /** Look at a file and show it; `ready` is kept when that is done. */
+  take(file) {
+    this.ready = this.inspect(file);
+    return this.ready;
+  }
+
+  async inspect(file) {
     this.turn += 1;
     const turn = this.turn;
     this.put({ file, name: file.name, looking: true });
@@ -71,10 +76,12 @@ export class Picker {
     full.hidden = !medium;
     this.box.classList.toggle("full", Boolean(medium));
     if (!medium) return fill(full);
+    const what = t(`form.${this.kind === "image" ? "portrait" : "voice"}`);
+    const tool = (glyph, key, onclick) => h("button", { type: "button", class: "button quiet small square", title: t(key),
+      "aria-label": `${t(key)}: ${what}`, onclick }, icon(glyph));
     const tools = h("div", { class: "drop-tools" },
-      button("again", t("form.replace"), () => this.input.click(), "quiet small"),
-      h("button", { type: "button", class: "button quiet small square", "aria-label": t("form.remove"), title: t("form.remove"),
-        onclick: () => this.remove() }, icon("close")));
+      tool("swap", "form.replace", () => this.input.click()),
+      tool("close", "form.remove", () => this.remove()));
     const facts = h("div", { class: "drop-facts" }, h("strong", { title: medium.name }, medium.name), h("small", {}, this.facts()));
     return fill(full, this.kind === "image" ? this.picture() : this.sound(), h("div", { class: "drop-foot" }, facts, tools));
   }
@@ -89,7 +96,7 @@ export class Picker {
 
   picture() {
     const { medium } = this;
-    return medium.url ? h("img", { class: "portrait", src: medium.url, alt: t("form.portrait") }) : h("div", { class: "portrait none" }, icon("image"));
+    return medium.url ? framed(medium.url, h("img", { class: "portrait", src: medium.url, alt: t("form.portrait") })) : h("div", { class: "portrait none" }, icon("image"));
   }
 
   sound() {

@@ -6,7 +6,7 @@ export const MOST_SECONDS = 600;
 export const canRecord = () => Boolean(window.isSecureContext && navigator.mediaDevices?.getUserMedia && window.AudioWorkletNode);
 
 export class Recorder {
-  /** `onLevel` gets the loudness, 0 to 1, and the seconds so far; `onFull` is called when no more is taken. */
+  /** `onLevel` gets the loudness, 0 to 1, of each block; `onFull` is called when no more is taken. */
   constructor(onLevel, onFull) {
     this.onLevel = onLevel;
     this.onFull = onFull;
@@ -44,7 +44,7 @@ export class Recorder {
     });
     this.blocks.push(taken);
     this.samples += taken.length;
-    this.onLevel(loudest, this.seconds);
+    this.onLevel(loudest);
     if (this.seconds >= MOST_SECONDS) this.onFull();
   }
 

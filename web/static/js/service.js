@@ -4,11 +4,19 @@ import { api } from "./api.js";
 import { $, duration, fill, h, icon, number, roughly } from "./dom.js";
 import { secondsLeft, stamped } from "./events.js";
 import { t } from "./i18n.js";
-import { errorText } from "./words.js";
+import { engineTitle, errorText } from "./words.js";
 
 const SEEN_MS = 3000;
 const UNSEEN_MS = 30000;
 const MOST_TASKS = 12;
+const ASKED_TASKS = 100;
+
+/** What runs, then what waits, in its order. */
+async function openTasks() {
+  const { tasks } = await api.tasks("queued,processing", null, ASKED_TASKS);
+  const place = (task) => (task.status === "processing" ? 0 : (task.queue_position ?? Infinity));
+  return tasks.map((task) => stamped(task)).sort((one, other) => place(one) - place(other));
+}
 
 export class Service {
   /** `onHealth` gets each answer; `allowed` says whether there are credentials where some are needed. */
@@ -28,7 +36,7 @@ export class Service {
     try {
       this.health = await api.health();
       this.problem = null;
-      this.tasks = this.seen && this.allowed() ? (await api.tasks("queued,processing", null, MOST_TASKS)).tasks.map((task) => stamped(task)) : [];
+      this.tasks = this.seen && this.allowed() ? await openTasks() : [];
     } catch (error) {
       this.problem = error;
     }
@@ -47,7 +55,7 @@ export class Service {
     if (!this.health) return;
     const { health } = this;
     fill($("#service-body"), this.summary(health), "engines" in health
-      ? [this.lists(health), this.engines(health), this.gpus(health), this.running()]
+      ? [...this.lists(health), this.engines(health), this.gpus(health), this.running()]
       : h("p", { class: "notice" }, icon("key"), h("span", {}, t("service.hidden"))));
   }
 
@@ -62,13 +70,13 @@ export class Service {
   lists({ reasons, warnings }) {
     const list = (title, texts, kind) => (texts.length
       ? h("div", { class: `notice ${kind}` }, icon("alert"), h("div", {}, h("strong", {}, title), h("ul", {}, texts.map((text) => h("li", {}, text))))) : null);
-    return h("div", {}, list(t("service.reasons"), reasons, "bad"), list(t("service.warnings"), warnings, ""));
+    return [list(t("service.reasons"), reasons, "bad"), list(t("service.warnings"), warnings, "")];
   }
 
   engines({ engines }) {
     return h("section", { class: "panel" }, h("h2", {}, t("service.engines")), h("ul", { class: "rows" }, engines.map((engine) => h("li", {},
       h("span", { class: `dot ${engine.available ? "healthy" : "off"}` }),
-      h("div", { class: "row-main" }, h("strong", {}, engine.title), h("small", {}, engine.available ? engine.profiles.join(", ") : engine.reason)),
+      h("div", { class: "row-main" }, h("strong", {}, engineTitle(engine)), h("small", {}, engine.available ? engine.profiles.join(", ") : engine.reason)),
       h("span", { class: "row-end" }, t(engine.available ? "service.available" : "service.unavailable"))))));
   }
 
@@ -93,6 +101,7 @@ export class Service {
         h("span", { class: "row-end" }, left === null ? where : `${where} · ${roughly(left)}`));
     };
     return h("section", { class: "panel" }, h("h2", {}, t("service.running")),
-      this.tasks?.length ? h("ul", { class: "rows" }, this.tasks.map(one)) : h("p", { class: "hint" }, t("service.idle")));
+      this.tasks?.length ? h("ul", { class: "rows" }, this.tasks.slice(0, MOST_TASKS).map(one)) : h("p", { class: "hint" }, t("service.idle")),
+      this.tasks?.length > MOST_TASKS ? h("p", { class: "hint" }, t("service.more", { n: number(this.tasks.length - MOST_TASKS) })) : "");
   }
 }

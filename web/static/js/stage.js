@@ -1,14 +1,16 @@
 // The result side: nothing yet, an upload, a task on its way, its video, or why there is none.
-import { $, button, announce, bytes, duration, exactly, fill, h, icon, number, roughly } from "./dom.js";
+import { $, announce, button, duration, fill, framed, h, icon, number, roughly } from "./dom.js";
+import { cancelled, changes, completed, failed } from "./ended.js";
 import { follow, hasEnded, readLog, secondsLeft } from "./events.js";
 import { t } from "./i18n.js";
 import { inventedPeaks } from "./media.js";
 import { wave } from "./wave.js";
-import { adjustmentText, errorText, failureWords, noteText } from "./words.js";
+import { errorText } from "./words.js";
 
 const PHASES = ["queued", "preparing", "loading_model", "generating", "encoding"];
 const SAY_EVERY = 0.25; // how much progress a screen reader is told of at once
 const TICK_MS = 500;
+const LOG_MS = 2000; // how old an open log may become where nothing tells that it has grown
 
 export class Stage {
   /** `actions`: again(task), remove(task), share(task). `onTask` sees every change. `pictures`: media by their path. */
@@ -21,13 +23,17 @@ export class Stage {
     this.shown = null; // redraws what is shown, after a change of language
     document.addEventListener("language", () => this.redraw());
     setInterval(() => this.tick(), TICK_MS);
+    // A held request may take long to notice that the network is gone.
+    for (const event of ["offline", "online"]) window.addEventListener(event, () => this.showConnection(event === "online"));
     this.showEmpty();
   }
 
   // --- what is shown -------------------------------------------------------------------------------------------------
 
   card(head, ...body) {
+    const hadFocus = this.element.contains(document.activeElement);
     fill(this.element, h("div", { class: "card-head" }, h("h2", { id: "stage-title" }, t("stage.title")), head), ...body);
+    if (hadFocus && !this.element.contains(document.activeElement)) this.element.focus({ preventScroll: true });
   }
 
   redraw() {
@@ -45,8 +51,7 @@ export class Stage {
   showEmpty() {
     this.leave();
     this.shown = () => this.card(null, h("div", { class: "stage-empty" },
-      wave(inventedPeaks("live avatar", 48)), h("h3", {}, t("stage.empty.title")), h("p", {}, t("stage.empty.text")),
-      button("spark", t("form.example"), () => $("#example").click(), "quiet small")));
+      wave(inventedPeaks("live avatar", 48)), h("h3", {}, t("stage.empty.title")), h("p", {}, t("stage.empty.text")), exampleCard()));
     this.shown();
   }
 
@@ -64,7 +69,7 @@ export class Stage {
         if (state.share === null) meter.removeAttribute("value");
         else meter.value = state.share;
       };
-      this.card(null, picturePane(picture, bars), h("div", { class: "now" }, label), meter,
+      this.card(null, picturePane(picture, bars, picture.width ? picture : { width: 16, height: 10 }), h("div", { class: "now" }, label), meter,
         h("div", { class: "actions" }, button("close", t("stage.cancel"), onCancel)));
       this.showShare = show;
       show();
@@ -82,6 +87,7 @@ export class Stage {
     this.leave();
     this.logText = "";
     this.logOffset = 0;
+    this.logRead = 0;
     this.said = 0;
     this.offline = false;
     this.opened = id;
@@ -139,11 +145,9 @@ export class Stage {
     this.parts = null;
     const { task } = this;
     const head = h("span", { class: `badge ${task.status}` }, h("span", { class: "dot" }), t(`status.${task.status}`));
-    const draws = { completed: () => this.completed(), failed: () => this.failed(), cancelled: () => this.cancelled() };
-    const hadFocus = this.element.contains(document.activeElement);
-    this.card(head, ...(draws[task.status] ?? (() => this.underway()))());
+    const draws = { completed, failed, cancelled };
+    this.card(head, ...(draws[task.status]?.(task, this.actions) ?? this.underway()));
     if (this.parts) this.update();
-    if (hadFocus && !this.element.contains(document.activeElement)) this.element.focus({ preventScroll: true });
   }
 
   // --- on its way ----------------------------------------------------------------------------------------------------
@@ -152,7 +156,7 @@ export class Stage {
     const { task } = this;
     const audio = this.pictures.get(task.metadata.audio_path);
     const fact = (name) => {
-      const value = h("dd", {});
+      const value = h("dd", { class: name });
       return [h("div", {}, h("dt", {}, t(`stage.${name}`)), value), value];
     };
     const [placeBox, place] = fact("place");
@@ -164,15 +168,15 @@ export class Stage {
       attempt: h("small", {}), cancelling: h("p", { class: "hint", hidden: true }, t("stage.cancelling")),
       offline: h("p", { class: "notice bad", hidden: !this.offline }, icon("alert"), h("span", {}, t("stage.offline"))),
       steps: PHASES.map((phase) => h("li", { dataset: { phase } }, t(`phase.${phase}`))),
-      cancel: button("close", t("stage.cancel"), () => this.actions.remove(this.task)),
+      cancel: button("close", t("stage.cancel"), () => !this.task.cancel_requested && this.actions.remove(this.task)),
       log: h("pre", { class: "log", tabindex: "0", "aria-label": t("stage.log") }),
     };
     this.parts = parts;
     return [
-      picturePane(this.pictures.get(task.metadata.image_path), parts.bars),
+      picturePane(this.pictures.get(task.metadata.image_path), parts.bars, task.plan),
       h("div", { class: "now" }, parts.phase, parts.attempt, parts.percent), parts.meter,
       h("ol", { class: "phases" }, parts.steps), h("dl", { class: "facts" }, placeBox, etaBox, elapsedBox),
-      parts.offline, parts.cancelling, h("div", { class: "actions" }, parts.cancel), this.changes(), this.logBox(parts.log),
+      parts.offline, parts.cancelling, h("div", { class: "actions" }, parts.cancel), changes(task), this.logBox(parts.log),
     ];
   }
 
@@ -206,7 +210,7 @@ export class Stage {
     parts.elapsedBox.hidden = waiting;
     parts.attempt.textContent = task.attempt > 1 ? t("stage.attempt", { n: number(task.attempt) }) : "";
     parts.cancelling.hidden = !task.cancel_requested;
-    parts.cancel.disabled = task.cancel_requested;
+    parts.cancel.setAttribute("aria-disabled", task.cancel_requested); // not `disabled`: that would drop the focus
     parts.badge = $(".badge", this.element);
     parts.badge.className = `badge ${task.status}`;
     parts.badge.replaceChildren(h("span", { class: "dot" }), t(`status.${task.status}`));
@@ -218,6 +222,7 @@ export class Stage {
     const { task, parts } = this;
     if (!parts || !task) return;
     const left = secondsLeft(task);
+    if (this.logOpen && performance.now() - this.logRead > LOG_MS) this.readLog(this.following?.signal);
     parts.eta.textContent = left === null ? t("eta.unknown") : roughly(left);
     if (task.start_time) {
       const atLastNews = (Date.parse(task.updated_at) - Date.parse(task.start_time)) / 1000;
@@ -228,6 +233,7 @@ export class Stage {
   async readLog(signal) {
     if (!this.logOpen || this.reading || !signal || signal.aborted) return;
     this.reading = true;
+    this.logRead = performance.now();
     try {
       const [text, offset] = await readLog(this.opened, this.logOffset, signal);
       if (signal.aborted) return;
@@ -244,78 +250,19 @@ export class Stage {
       this.reading = false;
     }
   }
-
-  // --- ended ---------------------------------------------------------------------------------------------------------
-
-  completed() {
-    const { task } = this;
-    const video = h("video", { controls: true, playsinline: true, preload: "metadata", src: task.output_video_url,
-      poster: task.poster_url, width: task.video.width, height: task.video.height, "aria-label": t("stage.video") });
-    const separator = task.output_video_url.includes("?") ? "&" : "?";
-    const download = h("a", { class: "button primary", href: `${task.output_video_url}${separator}download=1`, download: "" },
-      icon("download"), h("span", {}, t("stage.download")));
-    const kept = task.expires_at ? ` · ${t("stage.expires", { time: exactly(task.expires_at) })}` : "";
-    return [
-      h("div", { class: "screen" }, video),
-      h("p", { class: "hint" }, t("stage.completed", { time: duration(task.processing_seconds) }) + kept),
-      h("div", { class: "actions" }, download, button("link", t("stage.share"), () => this.actions.share(task)),
-        button("again", t("stage.again"), () => this.actions.again(task)), this.deleteButton()),
-      this.changes(), this.details(),
-    ];
-  }
-
-  deleteButton() {
-    return button("trash", t("stage.delete"), () => this.actions.remove(this.task), "quiet bad");
-  }
-
-  failed() {
-    const { task } = this;
-    const { title, advice, said } = failureWords(task);
-    const excerpt = task.log_excerpt
-      ? h("details", { class: "more" }, h("summary", {}, t("stage.excerpt")), h("pre", { class: "log", tabindex: "0" }, task.log_excerpt)) : null;
-    return [
-      h("div", { class: "verdict" }, h("div", { class: "seal bad" }, icon("alert")), h("div", {}, h("h3", {}, title), h("p", {}, advice))),
-      h("dl", { class: "said" }, h("dt", {}, t("stage.said")), h("dd", {}, said)), excerpt,
-      h("div", { class: "actions" }, button("again", t("stage.retry"), () => this.actions.again(task), "primary"), this.deleteButton()),
-      this.changes(), this.details(),
-    ];
-  }
-
-  cancelled() {
-    return [
-      h("div", { class: "verdict" }, h("div", { class: "seal" }, icon("cut")),
-        h("div", {}, h("h3", {}, t("stage.cancelled.title")), h("p", {}, t("stage.cancelled.text")))),
-      h("div", { class: "actions" }, button("again", t("stage.again"), () => this.actions.again(this.task), "primary"), this.deleteButton()),
-      this.details(),
-    ];
-  }
-
-  /** Adjustments and notes in words; null where there are none. */
-  changes() {
-    const { adjustments, notes } = this.task;
-    const list = (title, kind, texts) => (texts.length ? h("div", { class: `notes ${kind}` }, icon(kind === "changed" ? "alert" : "info"),
-      h("div", {}, h("strong", {}, title), h("ul", {}, texts.map((text) => h("li", {}, text))))) : null);
-    const both = [list(t("stage.adjusted"), "changed", adjustments.map(adjustmentText)), list(t("stage.notes"), "told", notes.map(noteText))];
-    return both.some(Boolean) ? h("div", { class: "changes" }, both) : null;
-  }
-
-  details() {
-    const { task } = this;
-    const { plan, params, video } = task;
-    const rows = [
-      ["prompt", params.prompt],
-      ["resolution", `${video?.width ?? plan.width} × ${video?.height ?? plan.height} · ${number(video?.fps ?? plan.fps)} fps`],
-      ["duration", duration(task.duration_seconds ?? plan.video_seconds)],
-      ["size", video && bytes(video.size_bytes)], ["codec", video && `${video.video_codec}, ${video.audio_codec}`],
-      ["engine", `${task.engine} (${task.profile})`], ["clips", number(plan.clips)], ["steps", String(params.sample_steps)],
-      ["seed", String(params.seed)], ["id", task.task_id],
-    ].filter(([, value]) => value);
-    const list = rows.map(([name, value]) => h("div", {}, h("dt", {}, t(`detail.${name}`)), h("dd", {}, value)));
-    return h("details", { class: "more" }, h("summary", {}, t("stage.details")), h("dl", { class: "details" }, list));
-  }
 }
 
-function picturePane(picture, bars) {
-  const image = picture?.url ? h("img", { src: picture.url, alt: "" }) : null;
-  return h("div", { class: `pane ${image ? "" : "bare"}` }, image, bars);
+/** The portrait in the shape that the video will have, with the voice as bars over it. */
+function picturePane(picture, bars, { width, height }) {
+  const image = picture?.url ? h("img", { class: "frame-main", src: picture.url, alt: "" }) : null;
+  const pane = framed(picture?.url, image, `pane ${image ? "" : "bare"}`);
+  pane.append(bars);
+  pane.style.aspectRatio = `${width} / ${height}`;
+  return pane;
+}
+
+function exampleCard() {
+  return h("button", { type: "button", class: "example", onclick: () => $("#example").click() },
+    h("img", { src: "/static/example/portrait.png", alt: "", width: "88", height: "66", decoding: "async" }),
+    h("span", {}, h("strong", {}, t("stage.example")), h("small", {}, t("stage.example.text"))));
 }

@@ -1,5 +1,6 @@
 // What went wrong, or was changed, in words that tell what to do. The service's own sentence stands beside where it adds.
 import { bytes, duration, number } from "./dom.js";
+import { EN } from "./en.js";
 import { known, t } from "./i18n.js";
 
 /** A problem that media.js or form.js found. */
@@ -36,3 +37,6 @@ export function adjustmentText({ field, from, to, reason }) {
 }
 
 export const noteText = ({ code, message }) => (known(`note.${code}`) ? t(`note.${code}`) : message);
+
+/** An engine's title; what the project ships is known in each language, what an operator named stays as named. */
+export const engineTitle = ({ name, title }) => (EN[`engine.${name}`] === title ? t(`engine.${name}`) : title);
