@@ -59,6 +59,8 @@ Prompt = Annotated[
 Source = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SOURCE)]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+_AN_URL: JsonDict = {"format": "uri", "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"}  # and more rules: utils.urls
+WebhookUrl = Annotated[str, Field(min_length=1, max_length=MAX_URL, json_schema_extra=_AN_URL)]
 Size = Literal["720*400", "704*384", "688*368", "384*256"]
 PriorityName = Literal["low", "normal", "high"]
 MediaKind = Literal["image", "audio"]
@@ -84,7 +86,7 @@ class GenerateFields(Ask):
         "auto", description="`auto`, or the name of a configured engine (see /api/v1/health)."
     )
     priority: PriorityName = "normal"
-    webhook_url: Annotated[str, StringConstraints(min_length=1, max_length=MAX_URL)] | None = Field(
+    webhook_url: WebhookUrl | None = Field(
         None, description="An http(s) URL that is told of the task's end; see Webhooks."
     )
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = Field(

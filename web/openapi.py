@@ -327,7 +327,8 @@ def _parameters(path: str, operation: Operation, schemas: Json) -> list[Json]:
     for name, schema in schemas[operation.query.__name__].get("properties", {}).items():
         bare = _not_null(schema)
         says = bare.pop("description", "")
-        found.append({"name": name, "in": "query", "description": says, "schema": bare})
+        # As forms send it; an empty value counts as none.
+        found.append({"name": name, "in": "query", "description": says, "allowEmptyValue": True, "schema": bare})
     found += [{"name": name, "in": "header", **_REQUEST_HEADERS[name]} for name in operation.headers]
     return found
 
