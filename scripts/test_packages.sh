@@ -4,7 +4,7 @@
 # they are skipped and say why, or fail where CI=true.
 set -uo pipefail
 
-packages=(redis-server nginx chromium) # each has a program of its own name
+packages=(redis-server nginx chromium prometheus) # each has a program of its own name
 policy=/usr/sbin/policy-rc.d
 patience=180 # seconds for each step
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from itertools import combinations
@@ -18,7 +17,7 @@ from prometheus_client.core import Metric
 
 from tasks.census import Webhooks
 from tasks.scheduler import LOCK_NAME, _note_look
-from tests.conftest import ROOT
+from tests.conftest import ROOT, needs_package
 from tests.web.conftest import Service
 from tests.web.scrapes import Scrape
 from tests.web.test_metrics import library, scrape, with_gpus  # noqa: F401 - fixtures
@@ -169,10 +168,7 @@ def test_every_alert_says_how_urgent_it_is_and_what_to_do() -> None:
 
 @pytest.fixture
 def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None:
-        pytest.skip("promtool is not installed (apt-get install prometheus)")
-    return found
+    return str(Path(needs_package("prometheus")).with_name("promtool"))
 
 
 def run(*command: str, folder: Path) -> None:
