@@ -75,6 +75,6 @@ def _asked(retry_after: str, now: datetime) -> timedelta:
         return timedelta(seconds=int(text[:9]))
     try:
         until = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a number of many digits
         return timedelta(0)
     return max(timedelta(0), until.replace(tzinfo=until.tzinfo or UTC) - now)

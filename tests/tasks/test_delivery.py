@@ -39,6 +39,9 @@ def middle(low: float, high: float) -> float:
         (1, 503, "-5", Delivery.PENDING, 5),
         (1, 503, "soon", Delivery.PENDING, 5),
         (1, 503, "²", Delivery.PENDING, 5),
+        (1, 503, f"Mon, {'9' * 20} Jan 2024 00:00:00", Delivery.PENDING, 5),
+        (1, 503, f"Mon, 01 Jan 2024 00:00:00 +{'9' * 20}", Delivery.PENDING, 5),
+        (1, 503, f"Mon, 01 Jan 2024 00:00:00 +{'9' * 5000}", Delivery.PENDING, 5),
         (1, 503, "Sun, 22 Nov 2026 11:00:00 GMT", Delivery.PENDING, 5),
     ],
 )
