@@ -227,9 +227,10 @@ def sqlite_file(url: str | URL) -> Path | None:
 def open_database(url: str, busy_seconds: float = 30.0) -> Engine:
     """Return an engine for `url`; SQLite connections get the pragmas above, and `write=True` begins IMMEDIATE.
 
-    An SQLite file must exist. `busy_seconds` is how long a writer waits for another one before it fails.
+    An SQLite file must exist. `busy_seconds` is how long a writer waits for another one before it fails. No error tells
+    the values of a statement: they are prompts, addresses with tokens in them and secrets, and errors are logged.
     """
-    options: dict[str, Any] = {"pool_pre_ping": True}
+    options: dict[str, Any] = {"pool_pre_ping": True, "hide_parameters": True}
     if make_url(url).get_backend_name() != "sqlite":
         return create_engine(url, **options)
     # One connection a thread at most; a burst of web threads must not fail for want of a connection.

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from tasks.model import Event, LostRace, Status, Task
@@ -184,6 +185,14 @@ def test_a_task_that_a_runner_of_the_release_before_ended_is_told_too(tmp_path: 
     assert {one.task_id for one in store.outbox.newest(9)} == {"gen_20261122_complete", "gen_20261122_fail"}
     assert store.get("gen_20261122_requeue").status is Status.QUEUED
     store.close()
+
+
+def test_an_error_of_the_database_tells_no_address(store: Store) -> None:
+    submit(store, webhook_url=URL)
+    with pytest.raises(IntegrityError) as caught:
+        submit(store, webhook_url=URL)
+    assert "INSERT" in str(caught.value)
+    assert "token" not in str(caught.value)
 
 
 # --- secrets ----------------------------------------------------------------------------------------------------------
