@@ -122,8 +122,10 @@ class Deliverer:
             under_way = list(self._under_way.values())
         tenants = Counter(one.tenant for one in under_way)
         hosts = Counter((one.tenant, one.host) for one in under_way)
+        # One that is under way comes due again where it is asked for anew, or the clock jumps.
         return (
             len(under_way) < self._settings.concurrency
+            and all(one.task_id != message.task_id for one in under_way)
             and tenants[message.tenant] < PER_TENANT
             and hosts[message.tenant, message.host] < PER_HOST
         )

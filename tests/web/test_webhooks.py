@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -23,6 +24,7 @@ from web.links import Links
 from web.webhooks import body
 
 GENERATE = "/api/v1/generate"
+SLOW = "https://slow.example/"
 QUICK: dict[str, Any] = {
     "allowed_networks": ["127.0.0.0/8"], "retry_seconds": [0.05] * 5, "timeout_seconds": 5, "concurrency": 16,
 }  # fmt: skip
@@ -215,6 +217,28 @@ def test_410_is_not_asked_again_and_redeliver_asks_all_the_same(
     for args in (["redeliver", "gen_x"], ["list", "--task", "gen_x"], ["secret", "--tenant", "a b"]):
         refused = runner.invoke(args=["webhooks", *args])
         assert (refused.exit_code != 0, "Traceback" in refused.output) == (True, False)
+
+
+def test_a_message_that_is_under_way_is_sent_anew_only_after_that(telling: Callable[..., Service]) -> None:
+    came, go, sent = threading.Event(), threading.Event(), []
+
+    def send(url: str, *_rest: object) -> Reply:
+        sent.append(url)
+        if url == SLOW:
+            came.set()
+            assert go.wait(WAIT_SECONDS)
+        return Reply(204, "")
+
+    service = telling(send=send)
+    task = service.manager.store.happen(service.submit(1, webhook_url=SLOW), Event.CANCEL)
+    assert came.wait(WAIT_SECONDS)
+    service.manager.store.outbox.redeliver(task.id)
+    other = service.manager.store.happen(service.submit(2, webhook_url="https://quick.example/"), Event.CANCEL)
+    told(service, other, "delivered")  # so what is due was looked at since
+    assert sent.count(SLOW) == 1
+    go.set()
+    assert told(service, task, "delivered")["attempts"] == 1
+    assert sent.count(SLOW) == 2
 
 
 def test_retry_after_is_waited_for(telling: Callable[..., Service]) -> None:
