@@ -199,7 +199,7 @@ def _serve(settings: Settings, manager: TaskManager | None) -> Flask:
     metrics = Metrics(app, manager, settings, RULES)
     inputs = Inputs(settings.inputs, manager, metrics.during, many_tenants=settings.auth.enabled)
     links = _links(settings, manager)
-    waiting = _waiting(manager, links, settings.http.max_waiters)
+    waiting = _waiting(manager, links, settings)
     app.extensions |= {"task_manager": manager, "waiting": waiting, "metrics": metrics}
     manager.tell_with(partial(body, manager, links))
     page = Page(app, settings, manager.engine_titles().items())
@@ -218,11 +218,12 @@ def _serve(settings: Settings, manager: TaskManager | None) -> Flask:
     return app
 
 
-def _waiting(manager: TaskManager, links: Links, max_waiters: int) -> Waiting[Shown]:
-    """Who waits for a task may see it: that is found out before."""
+def _waiting(manager: TaskManager, links: Links, settings: Settings) -> Waiting[Shown]:
+    """Who waits for a task may see it: that is found out before. Without authentication there is one tenant."""
     return Waiting(
-        manager.store.changes, manager.tags, lambda task_id: Shown(manager.view(task_id, None), links), max_waiters
-    )
+        manager.store.changes, manager.tags, lambda task_id: Shown(manager.view(task_id, None), links),
+        settings.http.max_waiters, settings.auth.enabled,
+    )  # fmt: skip
 
 
 def _links(settings: Settings, manager: TaskManager) -> Links:

@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 
 from task_manager import TaskGone, TaskManager, TaskUnknown, TaskView
 from web.answers import Shown
-from web.callers import seen_tenant, still_admitted
+from web.callers import current_tenant, seen_tenant, still_admitted
 from web.errors import ApiError, Code
 from web.log_lines import read_lines
 from web.tasks import TURNED_AWAY_SECONDS, known_id
@@ -74,7 +74,7 @@ def stream(manager: TaskManager, waiting: Waiting[Shown], heartbeat_seconds: flo
         return Response(status=204, headers=_HEADERS)
     if request.method == "HEAD":
         return Response(headers=_HEADERS, content_type=_TYPE)
-    place = waiting.take(task_id)
+    place = waiting.take(task_id, current_tenant())
     if place is None:
         text = "too many requests are held open; ask again later, or without waiting"
         raise ApiError(Code.BUSY, text, retry_after=TURNED_AWAY_SECONDS)

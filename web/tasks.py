@@ -15,7 +15,7 @@ from tasks.model import Status, Task
 from utils.file_handler import PathRefused, open_under
 from web import answers
 from web.answers import Shown
-from web.callers import seen_tenant
+from web.callers import current_tenant, seen_tenant
 from web.errors import invalid
 from web.links import Links
 from web.parse import parse_query
@@ -49,7 +49,7 @@ def show(manager: TaskManager, waiting: Waiting[Shown], links: Links, task_id: s
         def changed(now: Shown) -> bool:
             return not (sent.contains_weak(now.tag) if sent else now.tag == since)
 
-        now, turned_away = waiting.until(task_id, lambda now: now.ended or changed(now), seconds)
+        now, turned_away = waiting.until(task_id, lambda now: now.ended or changed(now), seconds, current_tenant())
     return _task_response(now, turned_away)
 
 

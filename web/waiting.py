@@ -26,6 +26,13 @@ LOG_SECONDS = 0.25
 
 WOKEN_AT_ONCE, TURN_SECONDS = 16, 0.005
 
+SHARE = 4
+"""How many places one tenant may hold for each that is free: of 256 that are 205, which leaves some for newcomers.
+
+A part that follows what is free, and no fixed one: where there is one tenant it gets most, where there are many all get
+about the same, and none has to be known before.
+"""
+
 RECOVERY_SECONDS = 1.0
 """Pause after the counter, or the tags, could not be read."""
 
@@ -59,9 +66,9 @@ class Place(Generic[S]):
     """The place of one who waits. It looks (`see`), then waits for a change of what it saw (`wait`), and so on."""
 
     def __init__(
-        self, key: str, look: _Look[S], stopped: Callable[[], bool], leave: Callable[[Place[S]], None]
+        self, key: str, tenant: str, look: _Look[S], stopped: Callable[[], bool], leave: Callable[[Place[S]], None]
     ) -> None:
-        self.key = key
+        self.key, self.tenant = key, tenant
         self.tag: str | None = None
         self.log: tuple[Path, int] | None = None
         self._look: _Look[S] | None = look
@@ -107,7 +114,7 @@ class Place(Generic[S]):
 
 
 class Waiting(Generic[S]):
-    """Holds up to `max_waiters` requests. The thread starts with the first of them.
+    """Holds up to `max_waiters` requests, `shared` between tenants. The thread starts with the first of them.
 
     `look` sees what there is under a key, `tags` gives the tags of many keys at once, without those that are gone.
     """
@@ -118,22 +125,24 @@ class Waiting(Generic[S]):
         tags: Callable[[Collection[str]], Mapping[str, str]],
         look: Callable[[str], S],
         max_waiters: int,
+        shared: bool = False,
     ) -> None:
-        self._changes, self._tags, self._look, self._max_waiters = changes, tags, look, max_waiters
+        self._changes, self._tags, self._look = changes, tags, look
+        self._max_waiters, self._shared = max_waiters, shared
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
         self._places: set[Place[S]] = set()
         self._stopped = False
         self._closing: Callable[[], bool] = lambda: False
 
-    def until(self, key: str, enough: Callable[[S], bool], seconds: float) -> tuple[S, bool]:
+    def until(self, key: str, enough: Callable[[S], bool], seconds: float, tenant: str = "") -> tuple[S, bool]:
         """Return what there is to see once that is `enough`, or what was seen last when `seconds` are over.
 
         The second value is true where the answer came at once because too many wait already. Whatever looking raises
         ends the wait.
         """
         deadline = time.monotonic() + seconds
-        with self._one_place(key) as place:
+        with self._one_place(key, tenant) as place:
             if place is None:
                 return self._look(key), True
             while True:
@@ -141,12 +150,12 @@ class Waiting(Generic[S]):
                 if enough(seen) or not place.wait(deadline - time.monotonic()):
                     return seen, False
 
-    def take(self, key: str) -> Place[S] | None:
-        """Return a place, to be left by the caller; None where too many wait already."""
+    def take(self, key: str, tenant: str = "") -> Place[S] | None:
+        """Return a place, to be left by the caller; None where too many wait already, or too many of this tenant."""
         with self._condition:
-            if len(self._places) >= self._max_waiters:
+            if not self._has_room(tenant):
                 return None
-            place = Place(key, self._new_look(key), lambda: self._stopped, self._leave)
+            place = Place(key, tenant, self._new_look(key), lambda: self._stopped, self._leave)
             self._places.add(place)
             if self._stopped:
                 place.wake()
@@ -167,13 +176,18 @@ class Waiting(Generic[S]):
             place.wake()
 
     @contextmanager
-    def _one_place(self, key: str) -> Iterator[Place[S] | None]:
-        place = self.take(key)
+    def _one_place(self, key: str, tenant: str) -> Iterator[Place[S] | None]:
+        place = self.take(key, tenant)
         try:
             yield place
         finally:
             if place is not None:
                 place.leave()
+
+    def _has_room(self, tenant: str) -> bool:
+        free = self._max_waiters - len(self._places)
+        held = sum(place.tenant == tenant for place in self._places) if self._shared else 0
+        return free > 0 and held < SHARE * free
 
     def _leave(self, place: Place[S]) -> None:
         with self._condition:

@@ -27,7 +27,7 @@ from web.log_lines import PIECE_BYTES, read_lines
 SOON = 25.0
 """Seconds within which what is awaited must have come; on a busy machine too."""
 
-PLACES = 5
+PLACES = 4
 BEAT = 0.4
 _numbers = itertools.count(1)
 

@@ -147,8 +147,8 @@ class Table:
         self.looks[key] += 1
         return self.look(key)
 
-    def waiting(self, max_waiters: int) -> Waiting[Value]:
-        return Waiting(self.changes, self.tags, self.look_counted, max_waiters)
+    def waiting(self, max_waiters: int, shared: bool = False) -> Waiting[Value]:
+        return Waiting(self.changes, self.tags, self.look_counted, max_waiters, shared)
 
 
 @pytest.fixture
@@ -157,11 +157,11 @@ def table() -> Table:
 
 
 @pytest.fixture
-def wait_with(table: Table) -> Iterator[Callable[[int], Waiting[Value]]]:
+def wait_with(table: Table) -> Iterator[Callable[..., Waiting[Value]]]:
     made: list[Waiting[Value]] = []
 
-    def make(max_waiters: int) -> Waiting[Value]:
-        made.append(table.waiting(max_waiters))
+    def make(max_waiters: int, shared: bool = False) -> Waiting[Value]:
+        made.append(table.waiting(max_waiters, shared))
         return made[-1]
 
     yield make
@@ -169,7 +169,7 @@ def wait_with(table: Table) -> Iterator[Callable[[int], Waiting[Value]]]:
         waiting.stop()
 
 
-Make = Callable[[int], Waiting[Value]]
+Make = Callable[..., Waiting[Value]]
 
 
 def not_zero(value: Value) -> bool:
@@ -269,6 +269,21 @@ def test_whoever_finds_no_place_is_answered_at_once(wait_with: Make) -> None:
     began = time.monotonic()
     assert wait_with(0).until("a", not_zero, 60) == (Value(0), True)
     assert time.monotonic() - began < SOON
+
+
+def test_no_tenant_takes_all_places_from_the_others(wait_with: Make) -> None:
+    def held(waiting: Waiting[Value], tenant: str) -> list[Place[Value]]:
+        return [place for _ in range(300) if (place := waiting.take("a", tenant))]
+
+    shared, alone = wait_with(256, True), wait_with(256)
+    greedy = held(shared, "greedy")
+    assert len(greedy) == 205
+    assert [len(held(shared, tenant)) for tenant in ("second", "third")] == [41, 8]
+    assert shared.take("a", "newcomer")
+    for place in greedy[:100]:
+        place.leave()
+    assert len(held(shared, "fourth")) > 80
+    assert len(held(alone, "only")) == 256
 
 
 def test_a_place_is_free_again_after_a_wait_that_failed(table: Table, wait_with: Make) -> None:
