@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import app  # makes nothing; see above
 from config_loader import load_settings
-from web.tally import Tally
+from web.tally import shared
 
 gc.freeze()  # what was imported stays: no collection touches it, so it stays shared, and a worker ends sooner
 
@@ -39,7 +39,7 @@ forwarder_headers = ""
 # Lines below this would quote what clients send; the application's own level is not meant here.
 loglevel = "info" if _settings.log_level == "DEBUG" else _settings.log_level.lower()
 
-_tally = Tally(app.RULES)  # in memory that is shared with every worker that is forked
+_tally = shared(app.RULES)  # in memory that is shared with every worker that is forked
 
 
 def pre_fork(server, worker):

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from http import HTTPStatus
 
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -140,6 +141,12 @@ class Tally:
     def give_back(self, number: int) -> None:
         self.empty(number)
         self._taken.discard(number)
+
+
+@cache
+def shared(routes: tuple[str, ...]) -> Tally:
+    """Return the tally of this process and of all that it forks. A reload, which reads the settings anew, keeps it."""
+    return Tally(routes)
 
 
 class Seat:

@@ -55,7 +55,7 @@ def until(run: Service, holds: Callable[[Scrape], bool]) -> Scrape:
     return seen
 
 
-def test_sums_are_exact_over_workers_and_survive_a_kill_and_totals_a_restart(
+def test_sums_are_exact_over_workers_and_survive_a_kill_and_a_reload_and_totals_a_restart(
     service: Callable[..., Service], portrait: Path, voice: Path
 ) -> None:
     run = service(WORKERS)
@@ -79,6 +79,13 @@ def test_sums_are_exact_over_workers_and_survive_a_kill_and_totals_a_restart(
     assert after.value("in_progress", kind="request") == 1, "what was open in the dead is not any more"
     ask(run, EACH)
     assert scrape(run).value("http_requests_total", route=tasks) == (WORKERS + 1) * EACH
+
+    old = {worker.pid for worker in workers(run)}
+    run.process.send_signal(signal.SIGHUP)
+    reloaded = until(
+        run, lambda seen: old.isdisjoint(worker.pid for worker in workers(run)) and seen.value("web_workers") == WORKERS
+    )
+    assert reloaded.value("http_requests_total", route=tasks) == (WORKERS + 1) * EACH, "a reload forgets nothing"
 
     accepted = run.submit(str(portrait), str(voice), engine="fake")
     assert run.ended(accepted["task_id"])["status"] == "completed"
