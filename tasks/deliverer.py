@@ -35,7 +35,7 @@ _ADOPT_SECONDS = 60.0
 _ADOPT_BACK = timedelta(minutes=10)
 """What a runner of another release ended is looked for so far back, once all has been looked at."""
 
-_LEAVE_SECONDS = 2.0
+_LEAVE_SECONDS = 1.0
 """How long a stop waits for attempts under way; what they would have told is told again."""
 
 
