@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,8 +17,10 @@ _NEXT = {"queued": {"processing", *ENDED}, "processing": {"queued", *ENDED}}
 class Event:
     """Something that the driver did or saw, `at` seconds after it began.
 
-    `what` is: accepted (key, task, engine), seen (task, status, attempt), cancel (task), deleted (task), left (task,
-    pids: processes of a task that said it was cancelled), kill (kind), FULL, LIMITED; others are for people only.
+    `what` is: accepted (key, task, engine, hooked: whether its end is to be told), seen (task, status, attempt), told
+    (task, id: of the message, said: the status, row: that of the row then, taken: whether the receiver was content),
+    cancel (task), deleted (task), left (task, pids: processes of a task that said it was cancelled), kill (kind), FULL,
+    LIMITED; others are for people only.
     """
 
     at: float
@@ -63,6 +65,7 @@ def violations(history: Iterable[Event], outcome: Outcome) -> list[str]:
     return [
         *_accepted(by_kind["accepted"], deleted, outcome),
         *_paths(by_kind["seen"], outcome),
+        *_told({event.facts["task"] for event in by_kind["accepted"] if event.facts.get("hooked")}, by_kind, outcome),
         *_ends(asked, outcome),
         *_reasons(by_kind, outcome),
         *_starts(outcome),
@@ -98,6 +101,25 @@ def _paths(seen: list[Event], outcome: Outcome) -> list[str]:
                 found.append(f"{task} was {before} and became {after}")
             elif later < attempt or (after != before and after not in _NEXT[before]):
                 found.append(f"{task} went from {before}, attempt {attempt}, to {after}, attempt {later}")
+    return found
+
+
+def _told(hooked: set[str], by_kind: dict[str, list[Event]], outcome: Outcome) -> list[str]:
+    """Look whether each end was told to whoever asked for that, as it was and not before."""
+    told, ids = by_kind["told"], defaultdict(set)
+    for event in told:
+        ids[event.facts["task"]].add(event.facts["id"])
+    shared = [name for name, number in Counter(name for names in ids.values() for name in names).items() if number > 1]
+    untold = (outcome.tasks.keys() & hooked) - {event.facts["task"] for event in told if event.facts["taken"]}
+    found = [f"{task} was never told" for task in sorted(untold)]
+    found += [f"{task} was told as {sorted(names)}" for task, names in ids.items() if len(names) > 1]
+    found += [f"{name} told of several tasks" for name in shared]
+    found += [f"{task} was told to nobody who asked" for task in sorted((ids.keys() & outcome.tasks.keys()) - hooked)]
+    for event in told:
+        task, said, row = (event.facts[name] for name in ("task", "said", "row"))
+        final = outcome.tasks.get(task)
+        if said not in ENDED or (row is not None and row != said) or (final is not None and final.status != said):
+            found.append(f"{task} was told as {said} while it was {row}, and is {final.status if final else 'gone'}")
     return found
 
 

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 import urllib3
 
-from tests.chaos import rig
+from tests.chaos import hook, rig
 from tests.chaos.checker import ENDED, FULL, LIMITED, Event, Final, Outcome, violations
 from tests.e2e.conftest import Service
 from utils.process import is_alive, marked
@@ -38,7 +38,7 @@ _SETTINGS = {
     "AVATAR_ENV": "test", "AVATAR_SLOTS__CPU": "3", "AVATAR_RUNNER__MAX_ATTEMPTS": str(MAX_ATTEMPTS),
     "AVATAR_RUNNER__HEARTBEAT_SECONDS": "0.5", "AVATAR_RUNNER__LEASE_SECONDS": "4",
     "AVATAR_RUNNER__POLL_SECONDS": "0.1", "AVATAR_RETENTION__SWEEP_SECONDS": "1",
-    "AVATAR_DISK__RESERVE_BYTES": str(32 * 2**20),
+    "AVATAR_DISK__RESERVE_BYTES": str(32 * 2**20), **hook.SETTINGS,
 }  # fmt: skip
 
 
@@ -101,6 +101,7 @@ class Chaos:
             self.image, self.audio = map(str, rig.inputs(self.folder / "in"))
             self.service = Service(self.folder, settings, self.workers)
             self.http = urllib3.PoolManager(maxsize=8, retries=False, timeout=_CALL_SECONDS)
+            self.hook = stack.enter_context(closing(hook.Hook(self.note, self._row)))
             stack.callback(self.clean_up)
             self.service.start()
             self._act_until(kills)
@@ -126,7 +127,7 @@ class Chaos:
             (self.kill_master, 2), (self.kill_all_web, 2), (self.kill_runner_and_scheduler, 3), (self.stop_runner, 2),
             (self.stop_worker, 1), (self.kill_everything, 1), (self.stop_spawner_and_kill_scheduler, 1),
             (self.limit_files if self.not_mounted else self.fill_disk, 1),
-            (self.jump_clock, 0 if self.clock.problem else 2), (self.lock_database, 1),
+            (self.jump_clock, 0 if self.clock.problem else 2), (self.lock_database, 1), (self.fail_receiver, 1),
         ]  # fmt: skip
         looker = threading.Thread(target=self._look, name="look")
         looker.start()
@@ -148,7 +149,10 @@ class Chaos:
             "prompt": "a person speaks", "image_path": self.image, "audio_path": self.audio, "size": "384*256",
             "engine": engine, "seed": self.random.randrange(2**31),
         }  # fmt: skip
-        self.clients.submit(self._submit, self.names.pop(), body)
+        key = self.names.pop()
+        if self.random.random() < 0.7:
+            body["webhook_url"] = self.hook.url(f"/{key}")
+        self.clients.submit(self._submit, key, body)
 
     def submit_again(self) -> None:
         again = self._pick(sorted(self.unanswered.items(), key=lambda item: item[0]))
@@ -161,7 +165,7 @@ class Chaos:
         status, answer = self._call("POST", "/api/v1/generate", json=body, headers={"Idempotency-Key": key})
         if status == 201:
             self.unanswered.pop(key, None)
-            self.note("accepted", key=key, task=answer["task_id"], engine=body["engine"])
+            self.note("accepted", key=key, task=answer["task_id"], engine=body["engine"], hooked="webhook_url" in body)
         else:
             self.note("not-accepted", key=key, status=status)
 
@@ -228,6 +232,12 @@ class Chaos:
         if self.locker is not None:
             self.locker.close()
             self.locker = None
+
+    def fail_receiver(self) -> None:
+        """Let no webhook arrive for a while."""
+        self.hook.down = True
+        self._note_other("receiver failed")
+        self._later(self.random.uniform(1.0, 3.0), lambda: setattr(self.hook, "down", False))
 
     def _note_other(self, what: str) -> None:
         self.others[what] += 1
@@ -394,6 +404,7 @@ class Chaos:
         self.clients.shutdown(cancel_futures=True)
         self._until("every submit is answered", self._all_answered)
         self._until("every task has ended", lambda: not self._open_tasks())
+        self._until("every end is told", lambda: not self._query("SELECT 1 FROM webhooks WHERE status = 'pending'"))
         rig.sweep_later(self.service.data, self.folder / "engines.yaml")
         self._note_late_deletes()
         deleted = {event.facts["task"] for event in self.history if event.what == "deleted"}

@@ -53,6 +53,36 @@ def test_each_wrong_is_found(more: list[Event], end: Outcome, words: str) -> Non
     assert any(words in line for line in violations(GOOD + more, end))
 
 
+def told(said: str = "completed", **facts: object) -> Event:
+    return Event(1.0, "told", {"task": "a", "id": "msg_a", "said": said, "row": said, "taken": True, **facts})
+
+
+HOOKED = replace(GOOD[0], facts={**GOOD[0].facts, "hooked": True})
+
+
+def test_an_end_may_be_told_again_and_that_of_a_deleted_task_not_at_all() -> None:
+    gone = Event(0.6, "accepted", {"key": "l", "task": "b", "hooked": True})
+    history = [HOOKED, *GOOD[1:], gone, told(taken=False), told(), told(row=None)]
+    assert violations(history, END) == []
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ([HOOKED], "never told"),
+        ([HOOKED, told(taken=False)], "never told"),
+        ([HOOKED, told(), told(id="msg_x")], "was told as ['msg_a', 'msg_x']"),
+        ([HOOKED, told(), told(task="b")], "several tasks"),
+        ([HOOKED, told("failed")], "told as failed"),
+        ([HOOKED, told(row="processing")], "while it was processing"),
+        ([HOOKED, told("processing")], "told as processing"),
+        ([told()], "nobody who asked"),
+    ],
+)
+def test_each_wrong_word_of_an_end_is_found(events: list[Event], words: str) -> None:
+    assert any(words in line for line in violations(GOOD + events, END))
+
+
 @pytest.mark.parametrize(
     ("path", "end", "words"),
     [
