@@ -38,12 +38,16 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Webhooks:
-    """Messages to webhooks by state, as far as they are kept, and seconds since the oldest pending one was made."""
+    """Messages to webhooks by state, as far as they are kept.
+
+    Also seconds since the oldest pending one was made, and for how long one has been due that nobody sends.
+    """
 
     pending: int
     delivered: int
     failed: int
     oldest_seconds: float
+    overdue_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ def take(db: Connection, now: datetime) -> Census:
         draining_seconds=age(draining.since) if draining else None,
         loans=settling.from_state(ServiceState.seen_by(db, settling.STATE_NAME)),
         sweeping_stopped=ServiceState.seen_by(db, clock.STOPPED) is not None,
-        webhooks=Webhooks(told.pending, told.delivered, told.failed, age(told.oldest_pending)),
+        webhooks=Webhooks(told.pending, told.delivered, told.failed, age(told.oldest_pending), age(told.first_turn)),
     )
 
 

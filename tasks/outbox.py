@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, delete, exists, func, insert, or_, select, update
 
+from tasks import totals
 from tasks.model import LostRace, Status, Task
 from tasks.schema import tasks, webhooks
 
@@ -80,12 +81,16 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many messages there are of each status, and since when the oldest pending one waits."""
+    """How many messages there are of each status, since when the oldest pending one waits, and the first turn."""
 
     pending: int
     delivered: int
     failed: int
     oldest_pending: datetime | None
+    first_turn: datetime | None
+
+
+_PENDING = webhooks.c.status == Delivery.PENDING.value
 
 
 def message_id(task_id: str) -> str:
@@ -109,7 +114,8 @@ def count(db: Connection) -> Counts:
     query = select(webhooks.c.status, func.count(), func.min(webhooks.c.created_at)).group_by(webhooks.c.status)
     found = {status: (number, oldest) for status, number, oldest in db.execute(query)}
     pending, delivered, failed = (found.get(status.value, (0, None)) for status in Delivery)
-    return Counts(pending[0], delivered[0], failed[0], pending[1])
+    first_turn: datetime | None = db.execute(select(func.min(webhooks.c.next_attempt_at)).where(_PENDING)).scalar()
+    return Counts(pending[0], delivered[0], failed[0], pending[1], first_turn)
 
 
 def _fresh(task_id: str, tenant: str, url: str, now: datetime) -> dict[str, Any]:
@@ -118,9 +124,6 @@ def _fresh(task_id: str, tenant: str, url: str, now: datetime) -> dict[str, Any]
         "status": Delivery.PENDING.value, "version": 1, "attempts": 0, "created_at": now, "next_attempt_at": now,
         "deliveries": [],
     }  # fmt: skip
-
-
-_PENDING = webhooks.c.status == Delivery.PENDING.value
 
 
 class Outbox:
@@ -182,7 +185,8 @@ class Outbox:
     def claim(self, message: Message, lease: timedelta) -> Message:
         """Begin an attempt: nobody else will before the lease runs out. Raises LostRace."""
         until = self.now() + lease
-        return self._change(message, attempts=message.attempts + 1, next_attempt_at=until)
+        with self._writing.begin() as db:
+            return _change(db, message, attempts=message.attempts + 1, next_attempt_at=until)
 
     def settle(self, claimed: Message, attempt: Attempt, status: Delivery, again_at: datetime | None) -> Message:
         """Record how a claimed attempt went. Raises LostRace where the lease ran out, or the task is gone."""
@@ -191,7 +195,10 @@ class Outbox:
             {"at": (one.at - _EPOCH) // _MICROSECOND, "ms": one.ms, "status_code": one.status_code, "error": one.error}
             for one in kept
         ]
-        return self._change(claimed, status=status.value, next_attempt_at=again_at, deliveries=values)
+        with self._writing.begin() as db:
+            settled = _change(db, claimed, status=status.value, next_attempt_at=again_at, deliveries=values)
+            totals.add(db, {totals.Key(totals.Total.WEBHOOKS, "", "", status): 1})
+            return settled
 
     def forget(self, message: Message) -> None:
         """Remove the message of a task that is no more; a release before webhooks removes a task without it."""
@@ -230,14 +237,14 @@ class Outbox:
                 db.execute(insert(webhooks).values(_fresh(*row, self.now())))
             return len(rows)
 
-    def _change(self, before: Message, **values: Any) -> Message:
-        as_read = (webhooks.c.task_id == before.task_id, webhooks.c.version == before.version, _PENDING)
-        with self._writing.begin() as db:
-            changed = update(webhooks).where(*as_read).values(version=before.version + 1, **values)
-            row = db.execute(changed.returning(webhooks)).first()
-            if row is None:
-                raise LostRace(f"the message of task {before.task_id} changed")
-            return _message(row._mapping)
+
+def _change(db: Connection, before: Message, **values: Any) -> Message:
+    as_read = (webhooks.c.task_id == before.task_id, webhooks.c.version == before.version, _PENDING)
+    changed = update(webhooks).where(*as_read).values(version=before.version + 1, **values)
+    row = db.execute(changed.returning(webhooks)).first()
+    if row is None:
+        raise LostRace(f"the message of task {before.task_id} changed")
+    return _message(row._mapping)
 
 
 _MICROSECOND = timedelta(microseconds=1)

@@ -34,6 +34,7 @@ class Total(StrEnum):
     ENDED = "ended"  # by status
     FAILED = "failed"  # by error code
     VIDEO_SECONDS = "video_seconds"  # of published videos
+    WEBHOOKS = "webhook_attempts"  # by what became of the message, of no profile
 
 
 class Cause(StrEnum):

@@ -54,7 +54,7 @@ def families(survey: Survey, counted: Tally, limits: Limits) -> Iterator[Metric]
         yield from _now(survey.census, limits)
         yield from _in_all(survey.census.totals, limits.profiles)
         yield from _slots(survey.census, survey.hardware, limits)
-        yield from _webhooks(survey.census.webhooks)
+        yield from _webhooks(survey.census.webhooks, survey.census.totals)
     yield from _scheduler(survey.office)
     yield from _gpus(survey.hardware)
     yield from _disk(survey.room, survey.census)
@@ -188,12 +188,19 @@ def _spread(spread: Spread, grown: Growth, profiles: Sequence[tuple[str, str]]) 
     return family
 
 
-def _webhooks(found: Webhooks) -> Iterator[Metric]:
+def _webhooks(found: Webhooks, grown: Growth) -> Iterator[Metric]:
     states = {("pending",): found.pending, ("delivered",): found.delivered, ("failed",): found.failed}
     yield _gauge("webhooks", "Messages to webhooks that are kept, by state.", ("state",), states)
     yield _one(
         "webhook_oldest_pending_seconds", "Seconds that the oldest pending one has waited.", found.oldest_seconds
     )
+    yield _one("webhook_overdue_seconds", "Seconds that one is due and not sent.", found.overdue_seconds)
+    attempts = CounterMetricFamily(
+        PREFIX + "webhook_attempts", "Attempts to deliver, by the state of the message after it.", labels=("state",)
+    )
+    for key, value in _told(grown, Total.WEBHOOKS, [Key(Total.WEBHOOKS, "", "", state) for (state,) in states]):
+        attempts.add_metric([key.label], value)
+    yield attempts
 
 
 # --- the host ---------------------------------------------------------------------------------------------------------

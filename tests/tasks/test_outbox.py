@@ -16,6 +16,7 @@ from tasks.model import Event, LostRace, Status, Task
 from tasks.outbox import LOG_LENGTH, PER_HOST, PER_TENANT, Attempt, Delivery, Message, NoMessage
 from tasks.schema import HEAD
 from tasks.store import Store
+from tasks.totals import Total
 from tasks.webhook_secrets import signature
 from tests.conftest import NOON
 from tests.tasks.conftest import Clock
@@ -162,9 +163,27 @@ def test_counts_tell_each_status_and_since_when_the_oldest_waits(store: Store, c
     ended(store, 10)
     counts = store.outbox.counts()
     assert (counts.pending, counts.delivered, counts.failed) == (2, 1, 2)
-    assert counts.oldest_pending == NOON + MINUTE
+    assert counts.oldest_pending == counts.first_turn == NOON + MINUTE
+    for due in store.outbox.due(HORIZON):
+        store.outbox.claim(due, LEASE)
+    assert store.outbox.counts().first_turn == clock.now + LEASE, "what is under way is not overdue"
     assert len(store.outbox.newest(10, [Delivery.FAILED])) == 2
     assert store.outbox.newest(1)[0].created_at == NOON + 2 * MINUTE
+
+
+def test_each_attempt_is_counted_once_also_when_its_task_is_gone(store: Store, clock: Clock) -> None:
+    tasks = [ended(store, number) for number in range(2)]
+    for status in (Delivery.PENDING, Delivery.FAILED):
+        for due in store.outbox.due(HORIZON):
+            claimed = store.outbox.claim(due, LEASE)
+            store.outbox.settle(claimed, answered(500), status, clock.now if status is Delivery.PENDING else None)
+            with pytest.raises(LostRace):
+                store.outbox.settle(claimed, answered(500), status, None)
+    store.ended.delete(tasks[0])
+    grown = store.census().totals
+    assert {key.label: value for key, value in grown.items() if key.name == Total.WEBHOOKS} == {
+        "pending": 2, "failed": 2,
+    }  # fmt: skip
 
 
 def test_a_task_that_a_runner_of_the_release_before_ended_is_told_too(tmp_path: Path) -> None:

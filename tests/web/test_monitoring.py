@@ -13,16 +13,12 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client.core import Metric
 
-from tasks.census import Webhooks
 from tasks.scheduler import LOCK_NAME, _note_look
 from tests.conftest import ROOT, needs_package
 from tests.web.conftest import Service
-from tests.web.scrapes import Scrape
 from tests.web.test_metrics import library, scrape, with_gpus  # noqa: F401 - fixtures
 from utils.process import try_lock
-from web.families import _webhooks
 
 FOLDER = ROOT / "configs" / "monitoring"
 DASHBOARD: dict[str, Any] = json.loads((FOLDER / "dashboard.json").read_text())
@@ -56,26 +52,18 @@ ASKED = list(asked())
 
 @pytest.fixture
 def told(with_gpus: Service) -> dict[str, dict[str, set[str]]]:  # noqa: F811
-    """The labels of each series of a scrape, with their values.
-
-    What an outbox of webhooks would tell is added, where the service has none.
-    """
+    """The labels of each series of a scrape, with their values."""
     service = with_gpus
     service.client.get("/docs")
     lock = try_lock(service.settings.data_dir / LOCK_NAME)  # what a scheduler would hold, and write
     _note_look(lock)
     seen: dict[str, dict[str, set[str]]] = {"up": {"job": set()}}
-    for sample in scrape(service.client).samples + webhook_samples(scrape(service.client)):
+    for sample in scrape(service.client).samples:
         for label, value in sample.labels.items():
             seen.setdefault(sample.name, {}).setdefault(label, set()).add(value)
         seen.setdefault(sample.name, {})
     os.close(lock)
     return seen
-
-
-def webhook_samples(there: Scrape) -> tuple[Any, ...]:
-    families: list[Metric] = [] if list(there.found("webhooks")) else list(_webhooks(Webhooks(0, 0, 0, 0.0)))
-    return tuple(sample for family in families for sample in family.samples)
 
 
 def selectors(query: str) -> Iterator[tuple[str, dict[str, str]]]:
