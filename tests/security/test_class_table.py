@@ -141,6 +141,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
         "web/test_rate_limits.py::test_bytes_stored_are_those_of_uploads_and_of_tasks",
         "web/test_rate_limits.py::test_seconds_of_video_are_counted_by_day_and_given_back_for_what_never_started",
         "web/test_limits.py::test_a_tenant_whose_media_take_long_leaves_a_decoder_to_the_others",
+        "web/test_waiting.py::test_no_tenant_takes_all_places_from_the_others",
         "web/test_places.py::test_few_may_wait_and_one_tenant_s_do_not_keep_others_from_waiting",
         "web/test_requests.py::test_a_full_queue_says_when_to_come_again",
         "tasks/test_retention.py::test_an_upload_expires_after_its_last_use_and_not_before",
@@ -169,6 +170,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "secrets": (
         "e2e/test_secrets.py::test_no_secret_is_told_to_anyone_who_does_not_have_it",
         "web/test_webhooks.py::test_no_secret_and_no_address_is_logged",
+        "tasks/test_outbox.py::test_an_error_of_the_database_tells_no_address",
         "tasks/test_outbox.py::test_a_secret_is_in_no_representation",
         "web/test_requests.py::test_each_request_is_one_log_line_without_its_query_and_body",
         "web/test_requests.py::test_a_bug_is_a_500_that_shows_nothing_and_logs_everything",

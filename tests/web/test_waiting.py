@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tasks.model import Event, Facts, Phase, Task
-from tests.web.conftest import Service
+from tests.web.conftest import Serve, Service
 from tests.web.servers import get, gunicorn
 from web.tasks import TURNED_AWAY_SECONDS
 from web.waiting import Place, Waiting
@@ -284,6 +284,15 @@ def test_no_tenant_takes_all_places_from_the_others(wait_with: Make) -> None:
         place.leave()
     assert len(held(shared, "fourth")) > 80
     assert len(held(alone, "only")) == 256
+
+
+@pytest.mark.parametrize(("enabled", "most"), [(True, 5), (False, 6)])
+def test_places_are_shared_where_there_are_tenants(serve: Serve, enabled: bool, most: int) -> None:
+    waiting = serve(auth={"enabled": enabled}, http={"max_waiters": 6}).app.extensions["waiting"]
+    places = [waiting.take("gen_x", "acme") for _ in range(6)]
+    assert sum(place is not None for place in places) == most
+    assert (waiting.take("gen_x", "other") is not None) == enabled
+    waiting.stop()
 
 
 def test_a_place_is_free_again_after_a_wait_that_failed(table: Table, wait_with: Make) -> None:
