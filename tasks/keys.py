@@ -11,9 +11,11 @@ import hmac
 import logging
 import re
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
+from math import inf
 
 from sqlalchemy import Engine, RowMapping, insert, select, update
 from sqlalchemy.exc import OperationalError
@@ -61,6 +63,8 @@ class ApiKeys:
     def __init__(self, engine: Engine, now: Callable[[], datetime]) -> None:
         self._engine, self._now = engine, now
         self._writing = engine.execution_options(write=True)
+        self._tried: dict[str, float] = {}
+        """When the use of a key was last to be noted here, by the monotonic clock."""
 
     def create(
         self, tenant: str, scopes: frozenset[str] = frozenset({"generate", "read"}), days: float | None = None
@@ -117,11 +121,21 @@ class ApiKeys:
         now = self._now()
         if key.last_used_at is not None and now - key.last_used_at < _USE_STEP:
             return
+        if not self._may_try(key.id):
+            return
         try:
             with self._writing.begin() as db:
                 db.execute(update(api_keys).where(api_keys.c.id == key.id).values(last_used_at=now))
         except OperationalError as error:  # a busy or full database must not lock out who has a good key
             log.warning("the use of key %s is not noted: %s", key.id, error.orig)
+
+    def _may_try(self, key_id: str) -> bool:
+        """Say so once in a while: of the requests that come while the database is locked, one waits for the lock."""
+        now = time.monotonic()
+        if now - self._tried.get(key_id, -inf) < _USE_STEP.total_seconds():
+            return False
+        self._tried[key_id] = now
+        return True
 
 
 def _key(row: RowMapping) -> ApiKey:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -73,6 +74,19 @@ def test_a_key_opens_in_either_header(secured: Service, key_of: Callable[..., st
     assert status(secured, bearer(key)) == 200
     assert status(secured, {"X-API-Key": key}) == 200
     assert status(secured, {"Authorization": f"bearer {key}"}) == 200
+
+
+def test_of_the_requests_with_a_key_one_alone_waits_for_a_locked_database(serve: Serve) -> None:
+    service = serve(auth={"enabled": True}, database_busy_seconds=1.0)
+    _, key = service.manager.store.keys.create("acme")
+    took = []
+    with closing(sqlite3.connect(service.settings.data_dir / "avatar.db", isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        for _ in range(3):
+            began = time.monotonic()
+            assert service.client.get("/api/v1/tasks", headers={"X-API-Key": key}).status_code == 200
+            took.append(time.monotonic() - began)
+    assert max(took[1:]) < 0.9 <= took[0]
 
 
 def test_only_a_hash_of_a_key_is_kept_and_its_use_is_noted(secured: Service, key_of: Callable[..., str]) -> None:
