@@ -180,15 +180,14 @@ class Deliverer:
         try:
             body = self._body_of(claimed.task_id)
             headers = self._headers(claimed, int(at.timestamp()), body)
+            return self._send(claimed.url, body, headers, self._settings.policy()), None
         except MessageGone:
             raise
-        except Exception:  # counted as an attempt, so that it comes to an end
-            log.exception("the message of task %s could not be made", claimed.task_id)
-            return None, "the message could not be made"
-        try:
-            return self._send(claimed.url, body, headers, self._settings.policy()), None
         except FetchError as error:
             return None, str(error)
+        except Exception:  # counted as an attempt, so that it comes to an end
+            log.exception("the message of task %s could not be made or sent", claimed.task_id)
+            return None, "the service could not send the message"
 
     def _headers(self, claimed: Message, stamp: int, body: bytes) -> dict[str, str]:
         secrets = self._store.webhook_secrets.of(claimed.tenant)

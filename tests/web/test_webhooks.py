@@ -241,6 +241,16 @@ def test_a_message_that_is_under_way_is_sent_anew_only_after_that(telling: Calla
     assert sent.count(SLOW) == 2
 
 
+def test_a_message_at_which_the_service_itself_fails_comes_to_an_end(telling: Callable[..., Service]) -> None:
+    def send(*_all: object) -> Reply:
+        raise OverflowError
+
+    service = telling(send=send, retry_seconds=[0.01])
+    task = service.manager.store.happen(service.submit(webhook_url=SLOW), Event.CANCEL)
+    tried = told(service, task, "failed")["deliveries"]
+    assert [one["error"] for one in tried] == ["the service could not send the message"] * 2
+
+
 def test_retry_after_is_waited_for(telling: Callable[..., Service]) -> None:
     service = telling(retry_seconds=[0.01, 10.0], send=lambda *_args: Reply(503, "10"))
     task = service.manager.store.happen(service.submit(webhook_url="https://example.com"), Event.CANCEL)
