@@ -81,7 +81,7 @@ class ServiceError(ClientError):
     def __init__(self, response: HTTPResponse, answer: Mapping[str, Any]) -> None:
         self.status, self.answer = response.status, answer
         self.code = str(answer.get("error_code", f"http_{self.status}"))
-        self.fields = {item["field"]: item["message"] for item in answer.get("errors", ())}
+        self.fields = _fields(answer.get("errors"))
         after = response.headers.get("Retry-After", "")
         self.retry_after = int(after) if after.isdecimal() else None
         # Hardware that is not there does not come by waiting.
@@ -91,6 +91,12 @@ class ServiceError(ClientError):
         where = response.headers.get("Location") if self.status // 100 == 3 else None
         told = f"the service says that it is at {where}" if where else f"HTTP status {self.status} {response.reason}"
         super().__init__(str(answer.get("detail", told)))
+
+
+def _fields(errors: Any) -> dict[str, str]:
+    """Return what is wrong with which field; whatever stands between may answer in shapes of its own."""
+    told = [item for item in errors if isinstance(item, dict)] if isinstance(errors, list) else []
+    return {str(item["field"]): str(item["message"]) for item in told if {"field", "message"} <= item.keys()}
 
 
 @contextmanager
@@ -326,8 +332,11 @@ class Client:
         if response.status // 100 != 2 and response.status != 304:
             raise ServiceError(response, answer)
         if "X-Request-ID" not in response.headers:  # which each of its answers has
-            raise ClientError(f"{self.server} is not the address of a Live Avatar service")
+            raise self._another()
         return response, answer
+
+    def _another(self) -> ClientError:
+        return ClientError(f"{self.server} is not the address of a Live Avatar service")
 
     @contextmanager
     def _exchange(
@@ -354,6 +363,8 @@ class Client:
             connection.close()
 
     def _task(self, response: HTTPResponse, answer: Mapping[str, Any]) -> Task:
+        if not answer.keys() >= {"task_id", "status", "queue_position"}:
+            raise self._another()
         return Task(
             self, answer, answer["task_id"], answer["status"], answer.get("phase", "queued"),
             answer.get("progress", 0.0), answer["queue_position"], _seconds_left(response, answer),
@@ -382,7 +393,7 @@ def _json(response: HTTPResponse) -> dict[str, Any]:
     """Return the answer's JSON, or its text as the one member of an object; an empty object for no answer."""
     body = response.read()
     if "json" in response.headers.get_content_type():
-        with suppress(ValueError):
+        with suppress(ValueError, TypeError):
             return dict(json.loads(body))
     return {} if response.status == 304 else {"text": body.decode(errors="replace")}
 

@@ -329,6 +329,23 @@ def test_a_service_that_asks_to_come_again_is_asked_again_within_patience() -> N
         Client(url).tasks()
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "exit_status"),
+    [
+        (404, b'{"errors": ["Not Found"]}', client.REFUSED),
+        (422, b'{"errors": [{"loc": 1}], "detail": [{}]}', client.REFUSED),
+        (502, b"[1]", client.LATER),
+        (200, b"null", client.LOCAL),
+        (200, b'{"task_id": "gen_1"}', client.LOCAL),
+    ],
+)
+def test_an_answer_of_something_else_is_an_error_in_words(status: int, body: bytes, exit_status: int) -> None:
+    head = f"HTTP/1.1 {status} X\r\nX-Request-ID: 1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    with scripted(f"{head}\r\n\r\n".encode() + body) as (url, _), pytest.raises(ClientError) as failed:
+        Client(url, patience=0).task("gen_1")
+    assert failed.value.exit_status == exit_status
+
+
 # --- connections that break -------------------------------------------------------------------------------------------
 
 
