@@ -107,6 +107,31 @@ def test_a_finished_video_is_shared_downloaded_made_again_and_deleted(studio: St
         assert studio.run.call("GET", f"/api/v1/task/{task}")[0] == 410
 
 
+def test_a_video_that_cannot_be_loaded_comes_by_itself_once_it_can(studio: Studio) -> None:
+    with studio.visit("ERR_FAILED") as guest:
+        task = studio.submit("copies")
+        studio.run.ended(task)
+        guest.context.route("**/results/**", lambda route: route.abort())
+        page = guest.open(f"/#/task/{task}")
+        page.wait_for_selector("#gallery .no-poster")
+        page.wait_for_function("() => document.querySelector('#stage video')?.error")
+        guest.context.unroute("**/results/**")
+        page.wait_for_function("() => document.querySelector('#stage video').readyState > 0")
+
+
+def test_a_log_is_shown_as_its_end_in_plain_lines(studio: Studio) -> None:
+    with studio.visit() as guest:
+        page = guest.open()
+        said = "\x1b[31mloading\x1b[0m\r\n10 %\r50 %\r100 %\ndone\tat\x07 last\r"
+        plain = "async (text) => (await import('/static/js/log.js')).plain(text)"
+        assert page.evaluate(plain, said) == "loading\n100 %\ndone\tat last"
+        end = "async (text) => (await import('/static/js/log.js')).endOf(text)"
+        lines = "".join(f"line {number}\n" for number in range(20_000))
+        shown = page.evaluate(end, lines)
+        assert shown.startswith("…\nline ") and lines.endswith(shown[2:]) and len(shown) <= 100_002
+        assert page.evaluate(end, "short") == "short"
+
+
 def test_a_running_task_tells_its_log_its_time_and_what_was_changed_and_is_cancelled(studio: Studio) -> None:
     with studio.visit("ERR_INTERNET_DISCONNECTED") as guest:
         page = guest.open()

@@ -1,13 +1,16 @@
 // What is shown of a task that has ended: its video, or why there is none, and what was made of the wishes.
-import { button, bytes, duration, exactly, framed, h, icon, number } from "./dom.js";
+import { $, button, bytes, duration, exactly, framed, h, icon, number } from "./dom.js";
 import { t } from "./i18n.js";
 import { adjustmentText, failureWords, noteText } from "./words.js";
+
+const AWAY_MS = 3000; // between looks for a video that cannot be loaded
+const MOST_LOOKS = 100;
 
 export function completed(task, actions) {
   const video = h("video", { class: "frame-main", controls: true, playsinline: true, preload: "metadata", src: task.output_video_url,
     poster: task.poster_url, "aria-label": t("stage.video") });
-  video.addEventListener("error", async () => (video.src = (await actions.fresh(task)).output_video_url), { once: true });
   const screen = framed(task.poster_url, video, "screen");
+  keepLoading(screen, video, () => actions.fresh(task));
   screen.style.aspectRatio = `${task.video.width} / ${task.video.height}`;
   const done = t("stage.completed", { time: duration(task.processing_seconds) });
   return [
@@ -17,6 +20,19 @@ export function completed(task, actions) {
     h("p", { class: "hint" }, task.expires_at ? `${done} · ${t("stage.expires", { time: exactly(task.expires_at) })}` : done),
     changes(task), details(task),
   ];
+}
+
+/** Link a video anew when it cannot be loaded: a signed link ends by itself, and the service may be away for a while. */
+function keepLoading(screen, video, fresh) {
+  let looks = 0;
+  video.addEventListener("error", async () => {
+    if (looks) await new Promise((resolve) => setTimeout(resolve, AWAY_MS));
+    looks += 1;
+    if (looks > MOST_LOOKS || !video.isConnected) return;
+    const now = await fresh();
+    $(".frame-back", screen).src = video.poster = now.poster_url;
+    video.src = now.output_video_url;
+  });
 }
 
 export function failed(task, actions) {

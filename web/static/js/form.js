@@ -43,6 +43,11 @@ export class Form {
     return this.pickers.audio.medium;
   }
 
+  /** Of a recording that can be used, as far as this browser knows. */
+  get seconds() {
+    return this.audio?.problem ? null : (this.audio?.seconds ?? null);
+  }
+
   // --- wiring --------------------------------------------------------------------------------------------------------
 
   listen() {
@@ -63,7 +68,7 @@ export class Form {
     }
     this.element.addEventListener("change", () => this.refresh());
     $("#clips-range").addEventListener("input", (event) => this.setClips(event.target.value));
-    $("#clips-fit").addEventListener("click", () => this.setClips(clipsInAudio(this.audio.seconds)));
+    $("#clips-fit").addEventListener("click", () => this.setClips(clipsInAudio(this.seconds)));
     $("#example").addEventListener("click", () => this.example());
     document.addEventListener("language", () => this.draw());
     this.listenForFiles();
@@ -171,7 +176,7 @@ export class Form {
     const clips = wholeNumber($("#clips").value, 1, MOST_CLIPS);
     const means = $("#clips-means");
     const fit = $("#clips-fit");
-    const seconds = this.audio?.seconds;
+    const { seconds } = this;
     const needed = seconds ? clipsInAudio(seconds) : 0;
     const range = $("#clips-range");
     range.max = Math.max(RANGE_CLIPS, Math.min(needed, MOST_CLIPS));
@@ -214,7 +219,7 @@ export class Form {
 
   videoSeconds() {
     const clips = wholeNumber($("#clips").value, 1, MOST_CLIPS);
-    return clips && this.audio?.seconds ? planTime(clips, this.audio.seconds).seconds : null;
+    return clips && this.seconds ? planTime(clips, this.seconds).seconds : null;
   }
 
   // --- checking ------------------------------------------------------------------------------------------------------

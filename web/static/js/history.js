@@ -28,6 +28,8 @@ export class History {
     $("#history-more").addEventListener("click", () => this.more().catch((error) => toast(errorText(error), "bad")));
     document.addEventListener("language", () => this.redraw());
     document.addEventListener("visibilitychange", () => (document.hidden ? this.keepFresh() : this.load()));
+    // A poster that could not be loaded is asked for again.
+    window.addEventListener("online", () => (this.cards.clear(), this.load()));
     this.drawFilters();
   }
 
@@ -92,6 +94,11 @@ export class History {
     this.show();
   }
 
+  /** See for the first time a task that was made elsewhere: it may belong to the list. */
+  meet(task) {
+    if (this.filter === "all" && this.tasks.size && task.submit_time > [...this.tasks.values()][0].submit_time) this.load();
+  }
+
   mark(id) {
     this.current = id;
     this.show();
@@ -143,9 +150,10 @@ export class History {
     const ended = hasEnded(task);
     const name = nameOf(task);
     const sent = this.pictures.get(task.metadata.image_path)?.url;
+    const none = h("div", { class: "no-poster" }, icon({ failed: "alert", cancelled: "cut" }[task.status] ?? "film"));
     const picture = task.poster_url || sent
-      ? h("img", { class: task.poster_url ? "" : "sent", src: task.poster_url ?? sent, alt: "", loading: "lazy", decoding: "async" })
-      : h("div", { class: "no-poster" }, icon({ failed: "alert", cancelled: "cut" }[task.status] ?? "film"));
+      ? h("img", { class: task.poster_url ? "" : "sent", src: task.poster_url ?? sent, alt: "", loading: "lazy", decoding: "async",
+        onerror: ({ target }) => target.replaceWith(none) }) : none;
     const length = duration(task.duration_seconds ?? task.plan.video_seconds);
     const meter = task.status === "processing"
       ? h("progress", { max: 1, value: task.progress, "aria-label": `${t("stage.progress")}: ${name}` }) : null;

@@ -106,6 +106,7 @@ const actions = {
       }
     } catch (error) {
       toast(errorText(error), "bad");
+      if ([404, 410].includes(error.status)) stage.forget(task.task_id);
     }
     videos.load();
   },
@@ -134,6 +135,7 @@ const actions = {
 function onTask(task, before) {
   videos.update(task);
   showTitle();
+  if (!before) videos.meet(task);
   if (!before || before.status === task.status) return;
   if (hasEnded(task)) {
     if (task.status === "completed") toast(t("told.completed"));

@@ -3,6 +3,7 @@ import { $, announce, button, duration, fill, framed, h, icon, number, roughly }
 import { cancelled, changes, completed, failed } from "./ended.js";
 import { follow, hasEnded, readLog, secondsLeft } from "./events.js";
 import { t } from "./i18n.js";
+import { endOf, plain } from "./log.js";
 import { inventedPeaks } from "./media.js";
 import { wave } from "./wave.js";
 import { errorText } from "./words.js";
@@ -116,6 +117,11 @@ export class Stage {
     this.shown();
   }
 
+  /** Another tab, or time, has removed a task. */
+  forget(id) {
+    if (this.task?.task_id === id) this.showLost({ status: 410 });
+  }
+
   showConnection(there) {
     if (this.offline === !there) return;
     this.offline = !there;
@@ -186,7 +192,7 @@ export class Stage {
       this.readLog(this.following?.signal);
     } }, h("summary", {}, t("stage.log")), log);
     box.open = Boolean(this.logOpen);
-    log.textContent = this.logText || t("stage.log.empty");
+    log.textContent = plain(this.logText) || t("stage.log.empty");
     return box;
   }
 
@@ -237,12 +243,12 @@ export class Stage {
     try {
       const [text, offset] = await readLog(this.opened, this.logOffset, signal);
       if (signal.aborted) return;
-      this.logText = (offset < this.logOffset ? "" : this.logText) + text;
+      this.logText = endOf((offset < this.logOffset ? "" : this.logText) + text);
       this.logOffset = offset;
       const { log } = this.parts ?? {};
       if (!log || !text) return;
       const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 24;
-      log.textContent = this.logText;
+      log.textContent = plain(this.logText);
       if (atEnd) log.scrollTop = log.scrollHeight;
     } catch {
       // The next news asks again; whether the service is reached is told by who follows the task.

@@ -39,4 +39,4 @@ export function adjustmentText({ field, from, to, reason }) {
 export const noteText = ({ code, message }) => (known(`note.${code}`) ? t(`note.${code}`) : message);
 
 /** An engine's title; what the project ships is known in each language, what an operator named stays as named. */
-export const engineTitle = ({ name, title }) => (EN[`engine.${name}`] === title ? t(`engine.${name}`) : title);
+export const engineTitle = ({ name, title }) => (EN[`engine.${name}`] === title ? t(`engine.${name}`) : title || name);
