@@ -65,7 +65,7 @@ class Admission:
         """Raise UnknownEngine, or NoHardware where no request at all could run."""
         engines = self.engines(name)
         if all(self.why_not(engine) for engine in engines):
-            raise NoHardware(self._words(engines))
+            raise NoHardware(self._words(engines) + self._instead(engines))
 
     def route(self, name: str, params: Params, portrait: Portrait) -> Route:
         """Return what takes the request. Raises UnknownEngine or NoHardware."""
@@ -112,6 +112,10 @@ class Admission:
 
     def _words(self, engines: Sequence[Engine]) -> str:
         return "; ".join(f"{engine.name}: {self.why_not(engine)}" for engine in engines) or "no engine may take it"
+
+    def _instead(self, refused: Sequence[Engine]) -> str:
+        able = [engine.name for engine in self.table.engines if engine not in refused and not self.why_not(engine)]
+        return f"; asked for by name, {' or '.join(able)} can run here" if able else ""
 
     def _idle_cards(self, profiles: Sequence[Profile]) -> list[Card]:
         """Return the GPUs with nothing on them; nobody is asked for them where no profile wants any."""

@@ -170,7 +170,8 @@ def _refuse_strangers(origins: frozenset[str]) -> None:
         raise ApiError(Code.FORBIDDEN, "other machines are refused while authentication is off")
     origin = request.headers.get("Origin")
     if request.method not in _SAFE_METHODS and origin not in origins and not _is_own_page(origin):
-        raise ApiError(Code.FORBIDDEN, "pages of other origins are refused while authentication is off")
+        told = "pages of origins that cors.origins does not name are refused while authentication is off"
+        raise ApiError(Code.FORBIDDEN, told)
 
 
 def _is_own_page(origin: str | None) -> bool:

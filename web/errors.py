@@ -15,7 +15,7 @@ from http import HTTPStatus
 from flask import Flask, Response, request
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import DBAPIError
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, SecurityError
 
 from task_manager import ResultNotReady, TaskGone, TaskUnknown
 from tasks.admission import NoHardware, UnknownEngine
@@ -187,6 +187,9 @@ _TRANSLATIONS: Mapping[type[Exception], _Translation] = {
     StorageFull: lambda error: _storage_full(),
     MediaUnavailable: lambda error: ApiError(
         Code.BUSY, "media cannot be decoded at present; try again", retry_after=BUSY_RETRY_SECONDS
+    ),
+    SecurityError: lambda error: ApiError(
+        Code.INVALID_INPUT, "the Host header names no host of this service: http.trusted_hosts lists them"
     ),
     LostRace: lambda error: ApiError(
         Code.BUSY, "the task changes too quickly; try again", retry_after=BUSY_RETRY_SECONDS

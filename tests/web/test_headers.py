@@ -221,6 +221,7 @@ def test_only_configured_hosts_are_served_where_there_are_any(serve: Serve, host
     assert answer.status_code == status
     if status == 400:
         assert (answer.mimetype, answer.json["error_code"]) == ("application/problem+json", "invalid_input")
+        assert "http.trusted_hosts" in answer.json["detail"]
 
 
 # --- results handed to nginx ------------------------------------------------------------------------------------------

@@ -148,6 +148,13 @@ def test_a_request_that_no_hardware_can_run_is_refused_before_its_media_are_touc
     assert "Retry-After" not in answer.headers
 
 
+def test_who_asks_for_any_engine_is_told_of_the_preview_where_it_does_not_stand_in(serve: Serve) -> None:
+    service = serve(engines={"allow_fallback": False})
+    answer = service.client.post("/api/v1/generate", data=form())
+    assert (answer.status_code, answer.json["error_code"]) == (503, "no_hardware")
+    assert answer.json["detail"].endswith("asked for by name, preview can run here")
+
+
 def test_every_code_has_its_status() -> None:
     assert set(HTTP) == set(Code)
     assert all(isinstance(status, HTTPStatus) and status >= 400 for status in HTTP.values())
