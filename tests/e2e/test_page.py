@@ -241,6 +241,7 @@ def test_what_the_service_refuses_stands_at_its_field(studio: Studio, tmp_path: 
         guest.until("#audio-problem", "Your browser can't play this file.")
         page.click("#submit")
         guest.until("#audio-problem", "the format of this file is not known")
+        assert "bad" in str(page.get_attribute("#audio-drop", "class")) and page.locator(".problem.doubt").count() == 0
         assert page.evaluate("document.activeElement.id") == "audio"
         guest.until("#stage", "Your video appears here")
 

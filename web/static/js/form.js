@@ -293,7 +293,10 @@ export class Form {
   /** Show what the service found wrong; returns the fields that it named and this form has. */
   showErrors(errors) {
     const named = errors.map(({ field, message }) => ({ field: field.replace(/_path$/, ""), message }));
-    for (const { field, message } of named) this.say(field, message);
+    for (const { field, message } of named) {
+      if (this.pickers[field]) this.pickers[field].problem({ text: message });
+      else this.say(field, message);
+    }
     $("[aria-invalid=true]", this.element)?.focus();
     return named;
   }

@@ -79,7 +79,7 @@ function refused(error, media) {
     else form.pickers[field].problem({ key: "check.again" });
   }
   if (!named.length) form.say("form", errorText(error));
-  toast(errorText(error), "bad");
+  toast(named.length ? t(`api.${error.code}`) : errorText(error), "bad");
 }
 
 // --- what can be done with a task ------------------------------------------------------------------------------------

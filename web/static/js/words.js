@@ -3,8 +3,9 @@ import { bytes, duration, number } from "./dom.js";
 import { EN } from "./en.js";
 import { known, t } from "./i18n.js";
 
-/** A problem that media.js or form.js found. */
-export function problemText({ key, values = {} }) {
+/** A problem that media.js or form.js found, or in the service's own `text`. */
+export function problemText({ key, values = {}, text = "" }) {
+  if (text) return text;
   const shown = { ...values };
   if ("bytes" in shown) shown.bytes = bytes(shown.bytes);
   if ("most" in shown && key === "check.too_large") shown.most = bytes(shown.most);
