@@ -15,8 +15,8 @@ from tasks.trouble import Trouble, trouble_of
 
 T = TypeVar("T")
 
-LOCKED_SECONDS = 1.0
-"""A writer holds the lock for milliseconds; one that keeps it this long keeps everybody from writing."""
+LOCKED_SECONDS = 2.0
+"""A writer holds the lock for milliseconds, beside a busy disk for a second; who keeps it longer keeps all out."""
 
 REASONS = {
     Trouble.BUSY: "the database is locked by another process: nothing can be written",
