@@ -38,7 +38,7 @@ from tasks.survey import Survey, Surveyor
 from tasks.turns import NOTHING_AHEAD, Backlog
 from tasks.wake import ring
 from utils.failpoint import Point, reach
-from utils.file_handler import StorageFull, link_or_copy, remove_tree, sync_folder
+from utils.file_handler import StorageFull, link_or_copy, remove_tree, sync
 from utils.gpu import GpuProbe
 from utils.urls import FetchError, check_url
 
@@ -244,7 +244,7 @@ class TaskManager:
             link_or_copy(submission.image.path, folder / "image.png")
             link_or_copy(submission.audio.path, folder / "audio.wav")
             for named in (folder, folder.parent, self.folders.tasks):
-                sync_folder(named)  # before the row: after a power cut no task may be there without its inputs
+                sync(named)  # before the row: after a power cut no task may be there without its inputs
             reach(Point.INPUTS_WRITTEN)
             yield
         except BaseException as error:

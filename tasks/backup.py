@@ -19,7 +19,7 @@ import psutil
 
 from tasks.schema import HEAD, sqlite_file
 from tasks.trouble import Trouble, trouble_of
-from utils.file_handler import readable_bytes, sync_folder
+from utils.file_handler import readable_bytes, sync
 
 _MARGIN_BYTES = 16 * 2**20
 _WAIT_SECONDS = 30.0
@@ -109,7 +109,7 @@ def copy(source: Path, destination: Path) -> None:
         with closing(_open(source)) as reading, closing(_open(destination)) as writing:
             reading.backup(writing)
             writing.execute("PRAGMA journal_mode=DELETE")
-        _sync(destination)
+        sync(destination)
     except (sqlite3.Error, OSError) as error:
         raise BackupRefused(f"{source} cannot be copied to {destination.parent}: {_reason(error)}") from error
 
@@ -141,7 +141,7 @@ def _finished(destination: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(destination)
-        sync_folder(destination.parent)
+        sync(destination.parent)
     except OSError as error:
         raise BackupRefused(f"{destination} cannot be written: {_reason(error)}") from error
     finally:
@@ -161,11 +161,6 @@ def _give(path: Path, like: Path) -> None:
     owner = like.stat()
     with suppress(PermissionError):
         os.chown(path, owner.st_uid, owner.st_gid)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _refuse_damaged(path: Path, sentence: str) -> None:

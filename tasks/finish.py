@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,7 +34,7 @@ from tasks.model import (
 from tasks.spec import FINISH_FILE, OUTPUT_FOLDER, STAGING_FOLDER, AttemptSpec
 from tasks.verdict import DISK_FULL, Output, Planned, excerpt_of, judge_output
 from utils.failpoint import Point, reach
-from utils.file_handler import remove_if_possible, write_atomic
+from utils.file_handler import remove_if_possible, sync, write_atomic
 from utils.plan import VideoPlan
 from utils.video import (
     VideoError,
@@ -156,20 +155,12 @@ def discard(folder: Path, results: Path) -> None:
 def _reveal(staging: Path, results: Path) -> None:
     """Make the staged files durable, then visible, in that order."""
     for path in staging.iterdir():
-        _sync(path)
-    _sync(staging)
+        sync(path)
+    sync(staging)
     results.parent.mkdir(parents=True, exist_ok=True)
     staging.rename(results)
     for folder in (results.parent, results.parent.parent):  # the task's, and the one that names it
-        _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(folder)
 
 
 @dataclass(frozen=True, slots=True)

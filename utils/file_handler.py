@@ -167,7 +167,7 @@ def save_stream(stream: Readable, destination: Path, max_bytes: int) -> SavedFil
                 raise TooLarge(max_bytes)
             digest.update(chunk)
             file.write(chunk)
-    sync_folder(destination.parent)
+    sync(destination.parent)
     return SavedFile(size, digest.hexdigest())
 
 
@@ -199,9 +199,12 @@ def _storage() -> Iterator[None]:
         raise
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable: a new file is lost in a power cut until its folder is written."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync(path: Path) -> None:
+    """Make the bytes of a file, or the names in a folder, durable.
+
+    A new file is lost in a power cut until its folder is written, too.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -239,7 +242,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def stored_name(suffix: str) -> str:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from utils.file_handler import FULL, StorageFull, created, open_under, sync_folder
+from utils.file_handler import FULL, StorageFull, created, open_under, sync
 from utils.media_kinds import Kind, MediaError, MediaLimits
 
 __all__ = [
@@ -97,7 +97,7 @@ def normalise(jobs: Sequence[MediaJob], limits: MediaLimits) -> list[Outcome]:
         if isinstance(outcome, MediaError):
             job.destination.unlink(missing_ok=True)
         else:
-            sync_folder(job.destination.parent)
+            sync(job.destination.parent)
     return outcomes
 
 

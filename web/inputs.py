@@ -27,7 +27,7 @@ from utils.file_handler import (
     remove_tree,
     save_stream,
     stored_name,
-    sync_folder,
+    sync,
 )
 from utils.media import AudioFacts, ImageFacts, MediaError, MediaJob, MediaLimits, normalise
 from utils.media_kinds import Kind
@@ -119,7 +119,7 @@ class Inputs:
         stored = self._manager.folders.uploads / kind / name
         link_or_copy(prepared.path, stored)
         try:
-            sync_folder(stored.parent)
+            sync(stored.parent)
             self._manager.store.uploads.add(upload)
         except BaseException:
             remove_tree(stored)
