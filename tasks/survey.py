@@ -57,7 +57,7 @@ class Surveyor:
     disk: Disk
 
     def look(self) -> Survey:
-        """Return what there is now. A database that is locked for long costs a second, as it does health."""
+        """Return what there is now. A database that is locked costs some seconds, as it does health."""
         census = self.store.condition.ask(self.store.census)
         return Survey(
             census, self.store.condition.reason() is None, look_at_office(self.disk.folder), self._gpus(census),
