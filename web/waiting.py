@@ -24,8 +24,8 @@ LOOK_SECONDS = 0.05
 LOG_SECONDS = 0.5
 """How often logs are measured; what an engine writes meanwhile goes out together."""
 
-TURN_SECONDS = 0.0025
-"""From one who is woken to the next: who watches can wait for the half second that 200 take, a request shall not."""
+TURN_SECONDS = 0.005
+"""From one who is woken to the next: who watches can wait for the second that 200 take, a request shall not."""
 
 SHARE = 4
 """How many places one tenant may hold for each that is free: of 256 that are 205, which leaves some for newcomers.
