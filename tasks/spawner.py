@@ -129,7 +129,8 @@ def main(argv: list[str]) -> int:
     gc.freeze()  # what was imported stays: no collection in a runner touches, and so copies, its pages
     channel = socket.socket(fileno=int(argv[1]))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # runners that end need no waiting for
-    with suppress(BrokenPipeError):  # its scheduler died while it started, or forked
+    # Its scheduler died while it started or forked (EPIPE), or ended before it read an answer (ECONNRESET).
+    with suppress(BrokenPipeError, ConnectionResetError):
         channel.send(b"ready")
         _fork_on_request(channel)
     return 0

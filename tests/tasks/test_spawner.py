@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tasks.model import OutputFormat, Phase, Status
+from tasks.spawner import ROOT
 from tests.tasks.conftest import Bench
 
 _NOTE_IMPORTS = """
@@ -38,3 +41,22 @@ def test_a_runner_imports_nothing_but_the_standard_library(
         manager.stop()
     imported = log.read_text().split() if log.exists() else []
     assert [name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names] == []
+
+
+@pytest.mark.parametrize("it_was", ["read", "unread"])
+def test_a_spawner_whose_scheduler_ends_says_nothing(it_was: str) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        spawner = subprocess.Popen(
+            [sys.executable, "-m", "tasks.spawner", str(theirs.fileno())],
+            cwd=ROOT,
+            pass_fds=(theirs.fileno(),),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        theirs.close()
+        ours.settimeout(60)
+        assert ours.recv(64, socket.MSG_PEEK if it_was == "unread" else 0) == b"ready"
+        ours.close()
+        _, said = spawner.communicate(timeout=60)
+    assert (said, spawner.returncode) == ("", 0)
