@@ -12,11 +12,11 @@ from pathlib import Path
 
 from tasks.attempt import Attempt
 from tasks.engine_process import EngineProcess
+from tasks.slot import take
 from tasks.spec import BEAT_FILE, CGROUP_FILE, DATABASE_VARIABLE, FAILPOINT_VARIABLE, LOG_FILE, AttemptSpec
 from utils.failpoint import Point, reach
-from utils.process import become_subreaper, make_cgroup, name_process, try_lock
+from utils.process import become_subreaper, make_cgroup, name_process
 
-_SLOT_SECONDS = 60.0
 _NOT_FOR_ENGINES = (DATABASE_VARIABLE, FAILPOINT_VARIABLE)
 
 
@@ -30,10 +30,11 @@ def run(folder: Path) -> int:
         if not _is_first(folder):
             return 0
         reach(Point.RUNNER_BEGAN)
-        slot = _take_slots([Path(path) for path in spec.slot_locks])
+        slot = take(spec, os.environ[DATABASE_VARIABLE])
     except OSError as error:  # no room for a file: no engine then, only a runner that says so
         return _tell_end(spec, None, f"{error.filename} cannot be written: {error.strerror}", None)
     if slot is None:
+        # Where the row asked for a cancel meanwhile, or has gone to another attempt, its verbs make that of it.
         return _tell_end(spec, None, "the slot is still held by a process of an earlier task", None)
     return _tell_end(spec, *_start(spec, folder, slot), slot)
 
@@ -60,19 +61,3 @@ def _start(spec: AttemptSpec, folder: Path, slot: list[int]) -> tuple[EngineProc
         return EngineProcess(spec.argv, folder, folder / LOG_FILE, environ, slot, cgroup, spec.limits), ""
     except OSError as error:
         return None, f"the engine's script cannot be started: {error.strerror}"
-
-
-def _take_slots(paths: list[Path]) -> list[int] | None:
-    """Wait until no process holds the slot, or any of its GPUs: their last user may still be on the way out.
-
-    The paths are in one order for all runners, so that two of them never wait for each other.
-    """
-    deadline = time.monotonic() + _SLOT_SECONDS
-    locks: list[int] = []
-    for path in paths:
-        while (lock := try_lock(path)) is None:
-            if time.monotonic() >= deadline:
-                return None
-            time.sleep(0.02)  # flock has no wait with a deadline
-        locks.append(lock)
-    return locks

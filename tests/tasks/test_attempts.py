@@ -18,14 +18,14 @@ import psutil
 import pytest
 
 from task_manager import TaskGone, TaskManager
-from tasks.model import ErrorCode, OutputFormat, Phase, Status, Task
+from tasks.model import ErrorCode, Event, OutputFormat, Phase, Status, Task
 from tasks.scheduler import why_not_scheduled
 from tasks.submission import PreparedInput
 from tasks.wake import ring
 from tests.conftest import ROOT
 from tests.tasks.conftest import FRAMES, Bench, write_video
 from utils.media import AudioFacts, ImageFacts
-from utils.process import try_lock
+from utils.process import is_locked, try_lock
 
 
 def test_a_video_as_planned_is_published_whole(bench: Bench) -> None:
@@ -433,3 +433,32 @@ def test_a_slot_that_is_still_held_is_waited_for(bench: Bench) -> None:
     assert bench.starts_of(task) == []
     os.close(held)
     assert bench.ended(manager, task).status is Status.COMPLETED
+
+
+def test_a_task_that_waits_for_its_slot_is_cancelled_at_once(bench: Bench) -> None:
+    manager = bench.open()
+    held = try_lock(manager.folders.slots / "cpu-0.lock")
+    task = bench.until(manager, bench.submit(manager), lambda seen: seen.status is Status.PROCESSING)
+    manager.delete(task.id, "default")
+    ended = bench.ended(manager, task, 10.0)
+    assert (ended.status, bench.starts_of(task)) == (Status.CANCELLED, [])
+    os.close(held)
+
+
+def test_a_runner_that_waits_for_its_slot_leaves_when_it_lost_its_attempt(bench: Bench) -> None:
+    manager = bench.open()
+    held = try_lock(manager.folders.slots / "cpu-0.lock")
+    task = bench.until(manager, bench.submit(manager), lambda seen: seen.status is Status.PROCESSING)
+    scheduler = manager._scheduler
+    assert scheduler is not None
+    lock = manager.folders.attempt(task.id, 1) / "lock"
+    assert is_locked(lock)
+    scheduler.stop()
+    manager.store.happen(manager.view(task.id, "default").task, Event.REQUEUE)
+    deadline, pause = time.monotonic() + 10, threading.Event()
+    while is_locked(lock):
+        assert time.monotonic() < deadline, "it still waits for the slot"
+        pause.wait(0.05)
+    os.close(held)
+    assert manager.view(task.id, "default").task.status is Status.QUEUED
+    assert bench.starts_of(task) == []
