@@ -83,6 +83,11 @@ def delete_task(task_id: str) -> Response:
     return tasks.delete(parts().manager, parts().links, task_id)
 
 
+def cancel_task(task_id: str) -> Response:
+    parse_query(NoQuery)
+    return tasks.cancel(parts().manager, parts().links, task_id)
+
+
 def get_log(task_id: str) -> Response:
     return tasks.log(parts().manager, task_id)
 
@@ -139,6 +144,7 @@ ROUTES: tuple[tuple[str, str, Need, Callable[..., Response]], ...] = (
     ("POST", "/api/v1/upload", "generate", post_upload),
     ("GET", "/api/v1/task/<task_id>", "read", get_task),
     ("DELETE", "/api/v1/task/<task_id>", "generate", delete_task),
+    ("POST", "/api/v1/task/<task_id>/cancel", "generate", cancel_task),
     ("GET", "/api/v1/task/<task_id>/log", "read", get_log),
     ("GET", "/api/v1/task/<task_id>/events", "read", get_events),
     ("GET", "/api/v1/tasks", "read", get_tasks),

@@ -244,16 +244,14 @@ class Client:
             time.sleep(2.0 if early or not tag else 0.2)
 
     def cancel(self, task_id: str) -> Task:
-        """Ask a task to end. One that has ended is left alone, for the service would remove it."""
-
-        def attempt() -> Task:
-            task = self._task(*self._call("GET", _task_path(task_id)))
-            if task.ended:
-                return task
-            self._call("DELETE", _task_path(task_id))
-            return self._task(*self._call("GET", _task_path(task_id)))
-
-        return self._patiently(attempt)
+        """Ask a task to end. One that has ended is left as it is."""
+        path = f"{_task_path(task_id)}/cancel"
+        try:
+            return self._task(*self._patiently(lambda: self._call("POST", path)))
+        except ServiceError as error:
+            if error.code != "already_ended":
+                raise
+        return self.task(task_id)
 
     def log(self, task_id: str, follow: bool = False) -> Iterator[str]:
         """Yield the engine's log in pieces; with `follow`, what is written until the task has ended."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from config_loader import Settings, engine_environment
 from tasks.admission import Admission
@@ -46,6 +47,8 @@ log = logging.getLogger("manager")
 
 _RACES = 20
 
+T = TypeVar("T")
+
 
 class TaskUnknown(Exception):
     """There is no such task for this tenant."""
@@ -57,6 +60,10 @@ class TaskGone(Exception):
 
 class ResultNotReady(Exception):
     """The task has no result (yet)."""
+
+
+class AlreadyEnded(Exception):
+    """The task ended before it could be cancelled; the text says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,10 @@ class TaskView:
     def tag(self) -> str:
         """It changes with the row and with the position, not with the clock."""
         return _tag(self.task.version, self.queue_position or 0)
+
+    @property
+    def ended(self) -> bool:
+        return self.task.status.ended
 
 
 class TaskManager:
@@ -330,26 +341,39 @@ class TaskManager:
 
     # --- ending --------------------------------------------------------------------------------------------------
 
-    def delete(self, task_id: str, tenant: str | None) -> TaskView | None:
-        """Cancel a queued task, ask a processing one to end, remove an ended one (then None).
+    def cancel(self, task_id: str, tenant: str | None) -> TaskView:
+        """Cancel a queued task, ask a processing one to end; one that is cancelled already stays as it is.
 
-        Raises TaskUnknown or TaskGone.
+        Raises AlreadyEnded for a completed or failed one, TaskUnknown or TaskGone.
         """
+        return self._insist(task_id, tenant, self._cancel)
+
+    def delete(self, task_id: str, tenant: str | None) -> TaskView | None:
+        """Cancel a task that has not ended, remove an ended one (then None). Raises TaskUnknown or TaskGone."""
+        return self._insist(task_id, tenant, lambda view: self._remove(view) if view.ended else self._cancel(view))
+
+    def _insist(self, task_id: str, tenant: str | None, act: Callable[[TaskView], T]) -> T:
+        """Do `act` to the task as it is, however often it starts, tells progress or ends in between."""
         for _ in range(_RACES):
-            task = self.view(task_id, tenant).task
-            try:
-                if task.status is Status.QUEUED:
-                    ended = self.store.happen(task, Event.CANCEL)
-                    return self._view(ended, NOTHING_AHEAD, self._messages(ended).get(ended.id))
-                if task.status is Status.PROCESSING:
-                    return self._view(self.store.request_cancel(task), NOTHING_AHEAD)
-                self.store.ended.delete(task)
-                reach(Point.RECORD_DELETED)
-                self.folders.remove_task(task.id)
-                return None
-            except LostRace:
-                continue  # it started, told progress or ended in between: look again
-        raise LostRace(f"task {task_id} changed {_RACES} times while it was to be deleted")
+            with suppress(LostRace):
+                return act(self.view(task_id, tenant))
+        raise LostRace(f"task {task_id} changed {_RACES} times while it was to be ended")
+
+    def _cancel(self, view: TaskView) -> TaskView:
+        task = view.task
+        if task.status is Status.QUEUED:
+            ended = self.store.happen(task, Event.CANCEL)
+            return self._view(ended, NOTHING_AHEAD, self._messages(ended).get(ended.id))
+        if task.status is Status.PROCESSING:
+            return self._view(self.store.request_cancel(task), NOTHING_AHEAD)
+        if task.status is not Status.CANCELLED:
+            raise AlreadyEnded(f"the task has already ended: it is {task.status}")
+        return view
+
+    def _remove(self, view: TaskView) -> None:
+        self.store.ended.delete(view.task)
+        reach(Point.RECORD_DELETED)
+        self.folders.remove_task(view.task.id)
 
 
 def _tag(version: int, position: int) -> str:

@@ -210,6 +210,7 @@ def test_the_class_does_what_the_command_does(desk: Desk) -> None:
     task = desk.library().generate(desk.image, str(desk.audio), "she speaks", engine="quick", metadata={"a": "b"})
     ended = task.wait()
     assert (task.status, ended.status, ended.ended, ended.progress) == ("queued", "completed", True, 1.0)
+    assert ended.cancel() == ended.client.task(task.task_id), "what has ended is left as it is"
     task.download(desk.folder / "own.mp4")
     assert (desk.folder / "own.mp4").stat().st_size == ended.answer["video"]["size_bytes"]
     with pytest.raises(AttributeError):

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import DBAPIError
 from werkzeug.exceptions import HTTPException, SecurityError
 
-from task_manager import ResultNotReady, TaskGone, TaskUnknown
+from task_manager import AlreadyEnded, ResultNotReady, TaskGone, TaskUnknown
 from tasks.admission import NoHardware, UnknownEngine
 from tasks.disk import is_full
 from tasks.model import LostRace
@@ -49,6 +49,7 @@ class Code(StrEnum):
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     NOT_READY = "not_ready"
+    ALREADY_ENDED = "already_ended"
     GONE = "gone"
     TOO_LARGE = "too_large"
     UNSUPPORTED_TYPE = "unsupported_type"
@@ -72,6 +73,7 @@ HTTP: Mapping[Code, HTTPStatus] = {
     Code.NOT_FOUND: HTTPStatus.NOT_FOUND,
     Code.METHOD_NOT_ALLOWED: HTTPStatus.METHOD_NOT_ALLOWED,
     Code.NOT_READY: HTTPStatus.CONFLICT,
+    Code.ALREADY_ENDED: HTTPStatus.CONFLICT,
     Code.GONE: HTTPStatus.GONE,
     Code.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     Code.UNSUPPORTED_TYPE: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -176,6 +178,7 @@ _TRANSLATIONS: Mapping[type[Exception], _Translation] = {
     TaskUnknown: lambda error: ApiError(Code.NOT_FOUND, "there is no such task"),
     TaskGone: lambda error: ApiError(Code.GONE, "the task was deleted or has expired"),
     ResultNotReady: lambda error: ApiError(Code.NOT_READY, "the task has no result yet"),
+    AlreadyEnded: lambda error: ApiError(Code.ALREADY_ENDED, str(error)),
     UnknownEngine: lambda error: invalid("engine", str(error)),
     NoHardware: lambda error: ApiError(Code.NO_HARDWARE, str(error)),
     KeyReused: lambda error: ApiError(Code.KEY_REUSED, "this Idempotency-Key was used with another request"),

@@ -62,9 +62,9 @@ _ERROR_HEADERS: Mapping[int, tuple[str, ...]] = {
 _LIMIT_HEADERS = ("RateLimit", "RateLimit-Policy")
 _ONLY_OF: Mapping[Code, tuple[str, ...]] = {
     Code.QUEUE_FULL: ("generate",), Code.NO_HARDWARE: ("generate",), Code.DRAINING: ("generate", "upload"),
-    Code.QUOTA_EXCEEDED: ("generate", "upload"),
+    Code.QUOTA_EXCEEDED: ("generate", "upload"), Code.ALREADY_ENDED: ("cancelTask",), Code.NOT_READY: ("getResult",),
 }  # fmt: skip
-"""Errors of statuses that every operation may answer, which only these do for that reason."""
+"""Errors that only these operations answer, while others answer the same status for another reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         body={"application/json": wire.GenerateRequest, "multipart/form-data": wire.GenerateForm},
         headers=("Idempotency-Key",),
         replies={201: _json("The task is queued.", wire.Accepted, "Location")}, errors=(400, 413, 415, 422, 503, 507),
-        leads_to=("getTask", "getLog", "deleteTask"),
+        leads_to=("getTask", "getLog", "cancelTask", "deleteTask"),
     ),
     ("POST", "/api/v1/upload"): Operation(
         id="upload", tag="media", need="generate", says="Store an image or a recording for later tasks",
@@ -133,6 +133,14 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
             204: Reply("It had ended; its record, inputs and outputs are gone.", {}),
         },
         errors=(400, 404, 410, 503, 507),
+    ),
+    ("POST", "/api/v1/task/{task_id}/cancel"): Operation(
+        id="cancelTask", need="generate", says="Cancel a task; one that has ended by itself is left as it is",
+        replies={
+            200: _json("It is cancelled: it was queued, or somebody cancelled it before.", wire.TaskAnswer),
+            202: _json("It runs and is being cancelled.", wire.TaskAnswer),
+        },
+        errors=(400, 404, 409, 410, 503, 507),
     ),
     ("GET", "/api/v1/task/{task_id}/log"): Operation(
         id="getLog", need="read", says="The engine's log, from a byte on, also while it runs", query=wire.LogQuery,

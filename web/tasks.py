@@ -101,8 +101,15 @@ def _read_cursor(cursor: str) -> int:
 def delete(manager: TaskManager, links: Links, task_id: str) -> Response:
     """Cancel the task, ask it to end, or remove it."""
     view = manager.delete(known_id(task_id), seen_tenant())
-    if view is None:
-        return Response(status=204)
+    return Response(status=204) if view is None else _ending(view, links)
+
+
+def cancel(manager: TaskManager, links: Links, task_id: str) -> Response:
+    """Cancel the task, or ask it to end; whatever happens meanwhile, nothing is removed."""
+    return _ending(manager.cancel(known_id(task_id), seen_tenant()), links)
+
+
+def _ending(view: TaskView, links: Links) -> Response:
     status = 202 if view.task.status is Status.PROCESSING else 200
     return answers.respond(answers.task_answer(view, links), status)
 

@@ -170,18 +170,21 @@ class Chaos:
             self.note("not-accepted", key=key, status=status)
 
     def cancel(self) -> None:
-        self._delete(("queued", "processing"))
+        """Cancel a task; one that ended by itself meanwhile must stay."""
+        task = self._pick_of("queued", "processing")
+        if task is not None:
+            self.note("cancel", task=task)  # also without an answer it may have been taken
+            self._call("POST", f"/api/v1/task/{task}/cancel")
 
     def delete(self) -> None:
-        self._delete(ENDED)
-
-    def _delete(self, statuses: tuple[str, ...]) -> None:
-        task = self._pick([task for task, status in self._last_seen().items() if status in statuses])
+        task = self._pick_of(*ENDED)
         if task is None:
             return
-        self.note("cancel", task=task)  # also without an answer it may have been taken
         status, _ = self._call("DELETE", f"/api/v1/task/{task}")
         self.note("deleted" if status in (204, 410) else "not-deleted", task=task, status=status)
+
+    def _pick_of(self, *statuses: str) -> str | None:
+        return self._pick([task for task, status in self._last_seen().items() if status in statuses])
 
     def _note_late_deletes(self) -> None:
         """Note the tasks that were deleted after the client had given up on an answer; they must be told as gone."""

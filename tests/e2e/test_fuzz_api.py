@@ -32,6 +32,8 @@ GENERATED: dict[tuple[str, GenerationMode], int] = {
     ("GET /api/v1/task/{task_id}", NEGATIVE): 40,
     ("DELETE /api/v1/task/{task_id}", POSITIVE): 20,
     ("DELETE /api/v1/task/{task_id}", NEGATIVE): 20,
+    ("POST /api/v1/task/{task_id}/cancel", POSITIVE): 20,
+    ("POST /api/v1/task/{task_id}/cancel", NEGATIVE): 20,
     ("GET /api/v1/task/{task_id}/log", POSITIVE): 40,
     ("GET /api/v1/task/{task_id}/log", NEGATIVE): 30,
     ("GET /api/v1/tasks", POSITIVE): 60,

@@ -168,6 +168,21 @@ def test_a_running_task_tells_its_log_its_time_and_what_was_changed_and_is_cance
         guest.until("#stage .verdict", "Cancelled")
 
 
+def test_cancelling_what_has_just_ended_removes_nothing_and_says_so(studio: Studio) -> None:
+    with studio.visit("status of 409") as guest:
+        page = guest.open()
+        guest.fill(studio.portrait, studio.voice, "talks")
+        page.click("#submit")
+        guest.until("#stage .badge", "Processing")
+        page.click("#stage .actions button:has-text('Cancel')")
+        guest.until("#confirm", "Cancel this video?")
+        problem = {"error_code": "already_ended", "detail": "the task has already ended: it is completed"}
+        page.route("**/cancel", lambda route: route.fulfill(status=409, json=problem))
+        page.click("#confirm [value=yes]")
+        guest.until("#toasts .toast", "It had already ended.")
+        assert not [request for request in guest.asked if request.method == "DELETE"]
+
+
 def remaining(guest: Visit) -> int:
     found = re.search(r"\d+", guest.says("#stage .eta"))
     assert found

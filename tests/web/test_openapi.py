@@ -145,6 +145,8 @@ TASK = "/api/v1/task/{task_id}"
         ("GET", TASK, "", {}),
         ("GET", TASK, "?wait=0", {}),
         ("DELETE", TASK, "?force=1", {}),
+        ("POST", f"{TASK}/cancel", "?force=1", {}),
+        ("POST", f"{TASK}/cancel", "", {}),
         ("GET", f"{TASK}/log", "?offset=-1", {}),
         ("GET", "/api/v1/tasks", "?limit=500", {}),
         ("GET", "/results/{task_id}/{name}", "?download=yes", {}),

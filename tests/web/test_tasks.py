@@ -307,6 +307,57 @@ def test_a_task_that_changes_all_the_time_is_a_503_not_a_bug(service: Service, m
     assert answer.headers["Retry-After"]
 
 
+# --- cancel -----------------------------------------------------------------------------------------------------------
+
+
+def test_cancelling_a_task_that_waits_or_runs_may_be_repeated(service: Service) -> None:
+    waits, runs = service.submit(1), service.start(service.submit(2))
+    for _ in range(2):
+        answer = service.client.post(url(waits, "/cancel"))
+        assert (answer.status_code, answer.json["status"]) == (200, "cancelled")
+        answer = service.client.post(url(runs, "/cancel"))
+        assert (answer.status_code, answer.json["status"], answer.json["cancel_requested"]) == (202, "processing", True)
+
+
+@pytest.mark.parametrize("status", ["completed", "failed"])
+def test_cancelling_never_removes_what_has_ended(service: Service, status: str) -> None:
+    task = service.start(service.submit())
+    if status == "completed":
+        service.complete(task)
+    else:
+        failure = Failure(ErrorCode.ENGINE_FAILED, "it broke")
+        service.manager.store.finish(task.id, task.attempt, Event.FAIL, Facts(failure=failure))
+    before = service.files()
+    answer = service.client.post(url(task, "/cancel"))
+    assert (answer.status_code, answer.json["error_code"]) == (409, "already_ended")
+    assert answer.json["detail"] == f"the task has already ended: it is {status}"
+    assert service.client.get(url(task)).json["status"] == status
+    assert service.files() == before
+
+
+def test_what_completes_while_it_is_to_be_cancelled_keeps_its_video(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = service.start(service.submit())
+    request_cancel = service.manager.store.request_cancel
+
+    def late(seen: Task) -> Task:
+        service.complete(task)
+        return request_cancel(seen)
+
+    monkeypatch.setattr(service.manager.store, "request_cancel", late)
+    assert service.client.post(url(task, "/cancel")).status_code == 409
+    assert service.client.get(f"/results/{task.id}/video.mp4").status_code == 200
+
+
+def test_cancelling_what_is_not_there_tells_unknown_from_gone(service: Service) -> None:
+    assert service.client.post("/api/v1/task/gen_20261122_0000000000000001/cancel").status_code == 404
+    task = service.complete(service.start(service.submit()))
+    service.client.delete(url(task))
+    assert service.client.post(url(task, "/cancel")).status_code == 410
+    assert service.client.get(url(task, "/cancel")).status_code == 405
+
+
 # --- health -----------------------------------------------------------------------------------------------------------
 
 

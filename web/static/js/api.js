@@ -83,11 +83,10 @@ export const api = {
     if (cursor) query.set("cursor", cursor);
     return read("GET", `/api/v1/tasks?${query}`);
   },
-  /** Cancels what is open, removes what has ended; the task, or null where it is gone. */
-  remove: async (id) => {
-    const response = await ask("DELETE", `/api/v1/task/${id}`);
-    return response.status === 204 ? null : response.json();
-  },
+  /** Ends what is open; what has ended meanwhile is an ApiError, and stays. */
+  cancel: (id) => read("POST", `/api/v1/task/${id}/cancel`),
+  /** Removes what has ended. */
+  remove: (id) => ask("DELETE", `/api/v1/task/${id}`),
   generate: (json, key) => read("POST", "/api/v1/generate", { json, headers: { "Idempotency-Key": key } }),
   /** What the service says of itself; a degraded one says it with status 503. */
   health: () => read("GET", "/api/v1/health", { alsoGood: 503 }),

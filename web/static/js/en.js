@@ -276,6 +276,7 @@ export const EN = {
   "api.not_found": "That doesn't exist here.",
   "api.method_not_allowed": "The service doesn't offer that.",
   "api.not_ready": "It isn't ready yet.",
+  "api.already_ended": "It had already ended.",
   "api.gone": "It was deleted or has expired.",
   "api.too_large": "That is too large.",
   "api.unsupported_type": "The service doesn't accept this kind of file.",

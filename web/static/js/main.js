@@ -98,9 +98,11 @@ const actions = {
     const sure = await confirmed(t(`confirm.${what}.title`), t(loss), t(`confirm.${what}.yes`));
     if (!sure) return;
     try {
-      const left = await api.remove(task.task_id);
-      if (left) toast(t(hasEnded(left) ? "told.cancelled" : "told.cancelling"));
-      else {
+      if (what === "cancel") {
+        const left = await api.cancel(task.task_id);
+        toast(t(hasEnded(left) ? "told.cancelled" : "told.cancelling"));
+      } else {
+        await api.remove(task.task_id);
         toast(t("told.deleted"));
         if (location.hash === `#/task/${task.task_id}`) location.hash = "#/";
       }

@@ -276,6 +276,7 @@ export const ZH = {
   "api.not_found": "这里没有这个内容。",
   "api.method_not_allowed": "服务不提供此操作。",
   "api.not_ready": "尚未就绪。",
+  "api.already_ended": "它已经结束，无法取消。",
   "api.gone": "它已被删除或已过期。",
   "api.too_large": "内容过大。",
   "api.unsupported_type": "服务不接受这种文件。",
