@@ -110,7 +110,7 @@ def drop(db: Connection, task_id: str) -> None:
 
 
 def count(db: Connection) -> Counts:
-    """Return what `Outbox.counts` does, within a transaction of the caller's."""
+    """Return how many messages there are, how old the oldest pending one is, and when the first turn is."""
     query = select(webhooks.c.status, func.count(), func.min(webhooks.c.created_at)).group_by(webhooks.c.status)
     found = {status: (number, oldest) for status, number, oldest in db.execute(query)}
     pending, delivered, failed = (found.get(status.value, (0, None)) for status in Delivery)
@@ -151,11 +151,6 @@ class Outbox:
             query = query.where(webhooks.c.status.in_([status.value for status in statuses]))
         with self._engine.begin() as db:
             return [_message(row._mapping) for row in db.execute(query)]
-
-    def counts(self) -> Counts:
-        """Return how many messages there are, and how old the oldest pending one is."""
-        with self._engine.begin() as db:
-            return count(db)
 
     # --- delivering ----------------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ def test_kill_9_before_and_during_the_telling_loses_nothing_and_a_second_message
         run.kill()
         store = Store(f"sqlite:///{run.data / 'avatar.db'}", run.data, prepare=False)
         wait_for_end(store, task_id)
-        assert (store.outbox.counts().pending, hook.told) == (1, [])
+        assert (store.census().webhooks.pending, hook.told) == (1, [])
         store.close()
         run.environment["AVATAR_FAILPOINT"] = "message-sent"
         run.start()

@@ -62,7 +62,7 @@ def test_an_end_that_lost_its_race_writes_no_message(store: Store) -> None:
     store.happen(task, Event.CANCEL)
     with pytest.raises(LostRace):
         store.happen(task, Event.CANCEL)
-    assert store.outbox.counts().pending == 1
+    assert store.census().webhooks.pending == 1
 
 
 def test_of_two_that_claim_one_message_one_wins_and_a_lease_that_runs_out_is_another_s(
@@ -161,12 +161,13 @@ def test_counts_tell_each_status_and_since_when_the_oldest_waits(store: Store, c
     ended(store, 9)
     clock.now += MINUTE
     ended(store, 10)
-    counts = store.outbox.counts()
+    counts = store.census().webhooks
     assert (counts.pending, counts.delivered, counts.failed) == (2, 1, 2)
-    assert counts.oldest_pending == counts.first_turn == NOON + MINUTE
+    assert counts.oldest_seconds == counts.overdue_seconds == MINUTE.total_seconds()
     for due in store.outbox.due(HORIZON):
         store.outbox.claim(due, LEASE)
-    assert store.outbox.counts().first_turn == clock.now + LEASE, "what is under way is not overdue"
+    counts = store.census().webhooks
+    assert (counts.oldest_seconds, counts.overdue_seconds) == (60, 0), "what is under way is not overdue"
     assert len(store.outbox.newest(10, [Delivery.FAILED])) == 2
     assert store.outbox.newest(1)[0].created_at == NOON + 2 * MINUTE
 
@@ -197,7 +198,7 @@ def test_a_task_that_a_runner_of_the_release_before_ended_is_told_too(tmp_path: 
             for step in life["steps"]:
                 say(runner, step["said"])
     store = Store(f"sqlite:///{path}", tmp_path)
-    assert store.outbox.counts().pending == 0
+    assert store.census().webhooks.pending == 0
     finished = store.get("gen_20261122_fail").finish_time
     assert store.outbox.adopt(finished + MINUTE) == 0
     assert [store.outbox.adopt(None), store.outbox.adopt(None)] == [2, 0]
