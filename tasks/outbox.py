@@ -16,7 +16,21 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, delete, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    FromClause,
+    RowMapping,
+    Select,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from tasks import totals
 from tasks.model import LostRace, Status, Task
@@ -161,12 +175,16 @@ class Outbox:
         turn that is further off than `horizon`, the longest wait there is, was set before the clock was set back.
         """
         now = self.now()
-        come = or_(webhooks.c.next_attempt_at <= now, webhooks.c.next_attempt_at > now + horizon)
-        to_host = _place(webhooks.c.tenant, webhooks.c.host, by=webhooks.c.next_attempt_at)
-        first = select(webhooks, to_host.label("to_host")).where(_PENDING, come).subquery()
-        turn = _place(first.c.tenant, by=first.c.next_attempt_at)
-        second = select(first, turn.label("turn")).where(first.c.to_host <= PER_HOST).subquery()
-        query = select(second).where(second.c.turn <= 4 * PER_TENANT).order_by(second.c.turn, second.c.next_attempt_at)
+        # A receiver that is dead has thousands due. They are passed over in the index of receivers, of which each then
+        # gives its first few: to number them all, and look at two, took a quarter of a second for 31,000.
+        to = select(webhooks.c.tenant, webhooks.c.host).where(_PENDING).distinct().subquery()
+        first = or_(
+            webhooks.c.task_id.in_(_first_to(to, lambda turn: turn <= now)),
+            webhooks.c.task_id.in_(_first_to(to, lambda turn: turn > now + horizon)),
+        )
+        turn = func.row_number().over(partition_by=webhooks.c.tenant, order_by=webhooks.c.next_attempt_at)
+        found = select(webhooks, turn.label("turn")).select_from(to.join(webhooks, first)).subquery()
+        query = select(found).where(found.c.turn <= 4 * PER_TENANT).order_by(found.c.turn, found.c.next_attempt_at)
         with self._engine.begin() as db:
             return [_message(row._mapping) for row in db.execute(query.limit(_AT_ONCE))]
 
@@ -245,9 +263,12 @@ def _change(db: Connection, before: Message, **values: Any) -> Message:
 _MICROSECOND = timedelta(microseconds=1)
 
 
-def _place(*within: ColumnElement[Any], by: ColumnElement[Any]) -> ColumnElement[int]:
-    """Return the place of a row among those that agree in `within`, from 1."""
-    return func.row_number().over(partition_by=within, order_by=by)
+def _first_to(to: FromClause, has_come: Callable[[ColumnElement[datetime]], ColumnElement[bool]]) -> Select[Any]:
+    """Return the ids of the first few whose turn `has_come`, of a tenant to a host, which are columns of `to`."""
+    one = webhooks.alias()
+    mine = (one.c.status == Delivery.PENDING.value, one.c.tenant == to.c.tenant, one.c.host == to.c.host)
+    turn = one.c.next_attempt_at
+    return select(one.c.task_id).where(*mine, has_come(turn)).order_by(turn).limit(PER_HOST).correlate(to)
 
 
 def _message(row: RowMapping) -> Message:

@@ -34,7 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.types import TypeDecorator
 
-HEAD = "0008"
+HEAD = "0009"
 """The newest migration; a test holds it against the migrations folder. Later ones sort after earlier ones."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -177,6 +177,7 @@ webhooks = Table(
     Column("deliveries", JSON, nullable=False),
     Index("webhooks_by_turn", "status", "next_attempt_at"),
     Index("webhooks_by_age", "status", "created_at"),
+    Index("webhooks_by_receiver", "status", "tenant", "host", "next_attempt_at"),
 )
 
 webhook_secrets = Table(

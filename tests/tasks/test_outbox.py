@@ -9,12 +9,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy import insert as insert_row
 from sqlalchemy.exc import IntegrityError
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from tasks.model import Event, LostRace, Status, Task
 from tasks.outbox import LOG_LENGTH, PER_HOST, PER_TENANT, Attempt, Delivery, Message, NoMessage
-from tasks.schema import HEAD
+from tasks.schema import HEAD, webhooks
 from tasks.store import Store
 from tasks.totals import Total
 from tasks.webhook_secrets import signature
@@ -114,6 +116,34 @@ def test_nobodys_many_messages_hide_anothers_one(store: Store, clock: Clock) -> 
     assert sum(one.host == "dead.example" for one in due) == PER_HOST
     assert PER_TENANT <= sum(one.tenant == "wide" for one in due) <= 4 * PER_TENANT
     assert few.id in [one.task_id for one in due]
+
+
+def test_thousands_for_a_dead_host_are_passed_over_and_not_sorted(store: Store) -> None:
+    """Counted in steps of SQLite's machine, which no busy processor changes."""
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+
+    event.listen(store._engine, "checkout", lambda raw, *_: raw.set_progress_handler(step, 1))
+    costs = []
+    for more in (range(50), range(50, 1050)):
+        with store._writing.begin() as db:
+            db.execute(insert_row(webhooks), [waiting(number) for number in more])
+        steps = 0
+        assert [one.task_id for one in store.outbox.due(HORIZON)] == ["gen_0", "gen_1"]
+        costs.append(steps)
+    assert (costs[1] - costs[0]) / 1000 < 15
+
+
+def waiting(number: int) -> dict[str, object]:
+    """Return the row of a message to a host that is dead."""
+    return {
+        "task_id": f"gen_{number}", "tenant": "t", "url": URL, "host": "dead.example", "status": Delivery.PENDING,
+        "version": 1, "attempts": 1, "created_at": NOON, "next_attempt_at": NOON - HORIZON + number * MINUTE / 60,
+        "deliveries": [],
+    }  # fmt: skip
 
 
 def test_the_log_keeps_the_last_attempts(store: Store, clock: Clock) -> None:
