@@ -306,6 +306,24 @@ def test_an_address_that_is_not_public_gets_no_connection_also_where_the_name_ch
     assert len(hook.told) == 1
 
 
+def test_a_name_that_led_inside_is_told_once_it_leads_where_it_may(
+    telling: Callable[..., Service], listen: Callable[..., Receiver]
+) -> None:
+    hook = listen()
+    port = hook.url().split(":")[2].split("/")[0]
+    given = iter(["10.0.0.1", "127.0.0.1"])
+
+    def moved(host: str, number: int, **_kwargs: object) -> list[tuple[Any, ...]]:
+        return [(0, 0, 0, "", (next(given), number))]
+
+    service = telling(allowed_networks=["127.0.0.1/32"], retry_seconds=[0.01], send=partial(post, resolver=moved))
+    task = service.submit(webhook_url=f"http://hooks.example.com:{port}/hook")
+    service.manager.store.happen(task, Event.CANCEL)
+    first, second = told(service, task, "delivered")["deliveries"]
+    assert first["error"] == "the URL leads to an address that is not public"
+    assert second["status_code"] == 204
+
+
 def test_a_message_of_a_removed_task_is_told_no_more(
     telling: Callable[..., Service], listen: Callable[..., Receiver]
 ) -> None:
