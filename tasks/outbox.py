@@ -105,6 +105,7 @@ class Counts:
 
 
 _PENDING = webhooks.c.status == Delivery.PENDING.value
+_ORPHANED = ~exists().where(tasks.c.id == webhooks.c.task_id)
 
 
 def message_id(task_id: str) -> str:
@@ -215,9 +216,18 @@ class Outbox:
 
     def forget(self, message: Message) -> None:
         """Remove the message of a task that is no more; a release before webhooks removes a task without it."""
-        gone = ~exists().where(tasks.c.id == message.task_id)
+        self._forget([message.task_id])
+
+    def forget_orphans(self) -> int:
+        """Remove some of the messages whose task is no more, also those that are not told any more; return how many."""
+        # Looked for without the lock of writers: there may be tens of thousands of messages, and mostly no orphan.
+        with self._engine.begin() as db:
+            found = list(db.execute(select(webhooks.c.task_id).where(_ORPHANED).limit(_AT_ONCE)).scalars())
+        return self._forget(found) if found else 0
+
+    def _forget(self, task_ids: Sequence[str]) -> int:
         with self._writing.begin() as db:
-            db.execute(delete(webhooks).where(webhooks.c.task_id == message.task_id, gone))
+            return db.execute(delete(webhooks).where(webhooks.c.task_id.in_(task_ids), _ORPHANED)).rowcount
 
     def redeliver(self, task_id: str) -> Message:
         """Queue a message anew, whatever became of it, with all its attempts before it. Raises NoMessage."""

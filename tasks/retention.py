@@ -220,6 +220,8 @@ class Sweeper:
         self._next_search = now + _SEARCH_EVERY
         if self._policy.records is not None:
             self._store.ended.forget_tombstones(now - self._policy.records)
+        while not self._stopping.is_set() and self._store.outbox.forget_orphans():
+            self._stopping.wait(_PAUSE_SECONDS)
         for folder in (self._folders.tasks, self._folders.results):
             self._remove_old(folder, self._store.known)
         for kind in ("image", "audio"):

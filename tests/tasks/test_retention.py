@@ -20,6 +20,7 @@ from tasks.clock import GRACE, ClockGuard, counted, stopped_reason
 from tasks.disk import Ballast, Disk, tree_bytes
 from tasks.folders import Folders
 from tasks.model import Event, Facts, LostRace, Result, Status, Task
+from tasks.outbox import Attempt, Delivery
 from tasks.policy import Policy
 from tasks.retention import Sweeper
 from tasks.store import Store
@@ -244,6 +245,21 @@ def test_files_that_nothing_knows_of_go_once_they_are_old_enough_to_belong_to_no
 
 
 # --- uploads ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_message_whose_task_a_release_without_webhooks_removed_goes_whatever_became_of_it(house: House) -> None:
+    tasks = [replace(make_task(id=f"gen_20261122_{n:016x}"), webhook_url="https://example.com/") for n in range(3)]
+    for task in tasks:
+        house.store.add(lambda *_, task=task: task, lambda *_: "{}", priority=1, max_queued=9, tenant="default")
+        house.store.happen(task, Event.CANCEL)
+    delivered, pending, kept = (task.id for task in tasks)
+    (message, *_) = house.store.outbox.of([delivered]).values()
+    claimed = house.store.outbox.claim(message, HOUR)
+    house.store.outbox.settle(claimed, Attempt(NOON, 1, 204, None), Delivery.DELIVERED, None)
+    with house.store._writing.begin() as db:
+        db.exec_driver_sql("DELETE FROM tasks WHERE id IN (?, ?)", (delivered, pending))
+    house.sweeper.sweep()
+    assert house.store.outbox.of([delivered, pending, kept]).keys() == {kept}
 
 
 def test_an_upload_expires_after_its_last_use_and_not_before(house: House) -> None:
