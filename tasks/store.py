@@ -30,7 +30,7 @@ from tasks.policy import NO_QUOTAS, Quotas
 from tasks.rows import changes, row_from_task, task_from_row
 from tasks.schema import idempotency_keys, open_database, tasks
 from tasks.service_state import ServiceState
-from tasks.turns import NOTHING_AHEAD, Backlog, read_line
+from tasks.turns import NOTHING_AHEAD, Backlog, Lines, read_line
 from tasks.upgrade import make_ready
 from tasks.uploads import Uploads
 from tasks.webhook_secrets import WebhookSecrets
@@ -88,7 +88,7 @@ class Store:
         self._engine = open_database(url, busy_seconds)
         self._writing = self._engine.execution_options(write=True)
         self._now = now
-        self._quotas = tenant_quotas
+        self._quotas, self._lines = tenant_quotas, Lines()
         self.ballast = Ballast(data / BALLAST_FILE, ballast_bytes)
         self.state = ServiceState(self._engine, now)
         self.keys = ApiKeys(self._engine, now)
@@ -144,7 +144,7 @@ class Store:
                 self._check_key(db, tenant, key)
             if self._count(db, Status.QUEUED) >= max_queued:
                 raise QueueFull
-            ahead = read_line(db, self._now()).before_new(priority, tenant)
+            ahead = self._lines.read(db, self._now()).before_new(priority, tenant)
             task = prepare(ahead, self._now())
             quotas.take(db, self._quotas, task, self._now())
             seq = db.execute(insert(tasks).values(row_from_task(task)).returning(tasks.c.seq)).scalar_one()
@@ -255,7 +255,7 @@ class Store:
         with self._engine.begin() as db:
             found = list(_of(db, task_ids, tasks.c.id, tasks.c.seq, tasks.c.version, tasks.c.status))
             queued = {row.seq for row in found if row.status == Status.QUEUED.value}
-            places = read_line(db, self._now()).places(queued) if queued else {}
+            places = self._lines.read(db, self._now()).places(queued) if queued else {}
             return {row.id: (row.version, places.get(row.seq, 0)) for row in found}
 
     # --- the life of a task --------------------------------------------------------------------------------------
@@ -387,7 +387,7 @@ class Store:
     def _ahead_of(self, db: Connection, found: Sequence[Task]) -> list[Backlog]:
         """Return what stands before each of the tasks: nothing once it has started."""
         queued = {task.seq for task in found if task.status is Status.QUEUED}
-        ahead = read_line(db, self._now()).before(queued) if queued else {}
+        ahead = self._lines.read(db, self._now()).before(queued) if queued else {}
         return [ahead.get(task.seq, NOTHING_AHEAD) for task in found]
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks import store, turns
-from tasks.model import Event, Facts, Priority, Status, Task
+from tasks import turns
+from tasks.model import Event, Facts, Phase, Priority, Status, Task
 from tasks.policy import NO_QUOTAS, Quotas
 from tasks.store import Store
 from tests.conftest import make_task
@@ -28,8 +29,13 @@ class Queue:
 
     def __init__(self, folder: Path, quotas: Quotas = NO_QUOTAS) -> None:
         self.store = Store(f"sqlite:///{folder / 'avatar.db'}", folder, tenant_quotas=quotas)
+        self.elsewhere = Store(f"sqlite:///{folder / 'avatar.db'}", folder)
         self.file = folder / "avatar.db"
         self.made = 0
+
+    def close(self) -> None:
+        self.store.close()
+        self.elsewhere.close()
 
     def empty(self) -> None:
         with sqlite3.connect(self.file) as db:
@@ -58,7 +64,7 @@ class Queue:
 def made_queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
     queue = Queue(tmp_path_factory.mktemp("queue"))
     yield queue
-    queue.store.close()
+    queue.close()
 
 
 @pytest.fixture
@@ -99,9 +105,56 @@ def test_a_page_of_tasks_costs_as_many_queries_as_one_task(queue: Queue, monkeyp
     for number in range(20):
         queue.submit("ab"[number % 2])
     asked: list[object] = []
-    monkeypatch.setattr(store, "read_line", lambda *given: asked.append(given) or turns.read_line(*given))
+    read = queue.store._lines.read
+    monkeypatch.setattr(queue.store._lines, "read", lambda *given: asked.append(given) or read(*given))
     assert len(queue.store.page(None, [], 50, None)) == 20
     assert len(asked) == 1
+
+
+def test_a_queue_that_is_the_same_is_not_read_again_and_of_one_that_grew_what_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another process changes it."""
+    queue, elsewhere = Queue(tmp_path), Queue(tmp_path)
+    elsewhere.made = 100
+    for number in range(20):
+        queue.submit("ab"[number % 2])
+    started = queue.start_next()
+    waiting = queue.order()
+    read: list[int] = []
+    in_turn = turns.in_turn
+
+    def counted(queued: Iterable[Any], *more: Any) -> list[turns.Turn]:
+        rows = list(queued)
+        read.append(len(rows))
+        return in_turn(rows, *more)
+
+    def position(task: Task) -> int:
+        return queue.store.get_with_backlog(task.id)[1].tasks
+
+    monkeypatch.setattr(turns, "in_turn", counted)
+    assert position(waiting[-1]) == 18
+    queue.store.report(started.id, 1, phase=Phase.GENERATING, progress=0.5, eta_seconds=9.0)
+    assert (position(waiting[3]), read) == (3, [19])
+    elsewhere.submit("c")
+    read.clear()
+    assert (position(waiting[3]), read) == (4, [1])
+    queue.submit("c")
+    assert (position(waiting[-1]), read) == (20, [1, 1])
+    elsewhere.store.happen(waiting[0], Event.CANCEL)
+    assert (position(waiting[-1]), read) == (18, [1, 1, 20]), "its tenant has one less before it"
+    assert queue.order()[18] == waiting[-1]
+    queue.close()
+    elsewhere.close()
+
+
+def test_a_task_that_came_back_counts_for_the_hardware_that_it_was_last_given(queue: Queue) -> None:
+    first = queue.submit("a")[0]
+    second = queue.submit("a")[0]
+    assert list(queue.store.get_with_backlog(second.id)[1].seconds) == [("preview", first.profile)]
+    claimed = queue.store.happen(first, Event.CLAIM, replace(CLAIM, profile="another"))
+    queue.store.happen(claimed, Event.REQUEUE)
+    assert list(queue.store.get_with_backlog(second.id)[1].seconds) == [("preview", "another")]
 
 
 STEPS = st.lists(st.one_of(st.none(), st.tuples(st.sampled_from("abc"), st.sampled_from(Priority))), max_size=25)
@@ -122,6 +175,8 @@ def test_the_order_is_total_stable_and_fair_and_the_same_for_all_who_ask(made_qu
         task, position = made_queue.submit(*step)
         order = made_queue.order()
         assert order.index(task) + 1 == position, "the 201 told another position"
+        seen = made_queue.elsewhere.page(None, [Status.QUEUED], ALL, None)
+        assert {task.id: ahead.tasks for task, ahead in seen} == {task.id: at for at, task in enumerate(order)}
         assert [other for other in order if other != task] == before, "a submission changed the order of the others"
     order = made_queue.order()
     listed = {task.id: ahead.tasks for task, ahead in rows.page(None, [Status.QUEUED], ALL, None)}
@@ -161,7 +216,7 @@ def test_a_tenant_at_its_quota_of_running_tasks_leaves_the_scheduler_s_view_to_o
     assert queue.tenants() == ["late"]
     queue.store.happen(queue.store.request_cancel(started), Event.CANCEL)
     assert queue.tenants() == ["greedy"] * 4 + ["late"]
-    queue.store.close()
+    queue.close()
 
 
 def test_with_one_tenant_turns_go_as_submitted(queue: Queue) -> None:
