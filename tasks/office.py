@@ -1,16 +1,27 @@
-"""Work that of all processes of a host one does: whoever holds the lock of a file; the others wait to take over."""
+"""Work that of all processes of a host one does: whoever holds the lock of a file; the others wait to take over.
+
+The lock ends with its holder, so that two never work at once. A holder that was stopped (SIGSTOP) holds it all the
+same: gunicorn's master kills such a worker after its timeout, but where the master was killed too, nobody does. So who
+waits kills a holder that is silent and was seen stopped twice; never one that only is slow.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from utils.process import try_lock
+import psutil
+
+from utils.process import holders, try_lock
 
 _RETRY_SECONDS = 1.0
+_CHECK_SECONDS = 5.0
+"""From one look at a silent holder to the next: a terminal's Ctrl-Z and `fg` stop and continue all, but not at once."""
 
 
 def take_turns(
@@ -19,17 +30,21 @@ def take_turns(
     takeover_seconds: float,
     work: Callable[[int], None],
     log: logging.Logger,
+    is_silent: Callable[[], bool] = lambda: False,
 ) -> None:
     """Do `work` with the lock's descriptor whenever this process holds it, until `stopping`; whatever it raises.
 
-    `takeover_seconds` is how often a process looks whether the holder has gone.
+    `takeover_seconds` is how often a process looks whether the holder has gone, and `is_silent` says whether it has not
+    been heard of for longer than it should.
     """
+    guard = _Guard(lock_file, log)
     while not stopping.is_set():
         pause = _RETRY_SECONDS
         try:
             lock = try_lock(lock_file)
             if lock is None:
                 pause = takeover_seconds
+                guard.look(is_silent())
             else:
                 try:
                     work(lock)
@@ -39,3 +54,32 @@ def take_turns(
             # Whatever it was, the thread must not end: nobody would notice that it has.
             log.exception("this process cannot do its work as the one of its host, trying again")
         stopping.wait(pause)
+
+
+class _Guard:
+    """Looks after the holder for one who waits."""
+
+    def __init__(self, lock_file: Path, log: logging.Logger) -> None:
+        self._lock_file, self._log = lock_file, log
+        self._stopped: set[psutil.Process] = set()
+        self._next_look = 0.0
+
+    def look(self, silent: bool) -> None:
+        """Kill who holds the lock and was stopped already at the last look."""
+        if not silent:
+            self._stopped = set()
+        elif time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + _CHECK_SECONDS
+            found = {process for process in holders(self._lock_file) if _is_stopped(process)}
+            for process in found & self._stopped:
+                self._log.error("process %d holds %s, is stopped, and is killed", process.pid, self._lock_file.name)
+                with suppress(psutil.Error):
+                    process.kill()
+            self._stopped = found
+
+
+def _is_stopped(process: psutil.Process) -> bool:
+    """Say whether a signal stopped the process; one under a debugger is not meant."""
+    with suppress(psutil.Error):
+        return bool(process.status() == psutil.STATUS_STOPPED)
+    return False
