@@ -190,6 +190,8 @@ def test_a_scope_opens_what_it_says(secured: Service, scope: str | None, reads: 
     sent = bearer(token(scope=scope))
     assert status(secured, sent) == reads
     assert secured.client.post("/api/v1/generate", json={}, headers=sent).status_code == submits
+    cancelled = secured.client.post("/api/v1/task/gen_20261122_ffffffffffffffff/cancel", headers=sent)
+    assert cancelled.status_code == (403 if submits == 403 else 404)
 
 
 class Issuer:
@@ -366,6 +368,7 @@ def test_another_tenants_things_are_as_if_they_were_not(secured: Service, key_of
         answer = secured.client.get(path, headers=theirs)
         assert (answer.status_code, answer.json["detail"]) == (404, unknown["detail"])
     assert secured.client.delete(paths[0], headers=theirs).status_code == 404
+    assert secured.client.post(f"{paths[0]}/cancel", headers=theirs).status_code == 404
     assert secured.client.get("/api/v1/tasks", headers=theirs).json["tasks"] == []
     assert secured.client.delete(paths[0], headers=mine).status_code == 204
     assert (status(secured, theirs, paths[0]), status(secured, mine, paths[0])) == (404, 410)
@@ -392,6 +395,7 @@ def test_an_administrator_sees_and_ends_the_tasks_of_all(secured: Service, key_o
     admin = bearer(key_of("operators", "admin"))
     page = secured.client.get("/api/v1/tasks", headers=admin).json
     assert {task["task_id"] for task in page["tasks"]} == set(tasks)
+    assert secured.client.post(f"/api/v1/task/{tasks[0]}/cancel", headers=admin).status_code == 200
     assert secured.client.delete(f"/api/v1/task/{tasks[1]}", headers=admin).status_code == 200
 
 
