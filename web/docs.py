@@ -1,4 +1,4 @@
-"""The OpenAPI document as a page: Swagger UI from its package, shown by two files of our own, from no other host."""
+"""The OpenAPI document as a page: Swagger UI from its package, shown by files of our own, from no other host."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _OWN = Path(__file__).resolve().parent / "static" / "docs"
 _PACKAGE = Path(str(files("flask_swagger_ui"))) / "dist"
 _FILES: Mapping[str, tuple[Path, str]] = {
     "start.js": (_OWN, "text/javascript"),
+    "docs.css": (_OWN, "text/css"),
     "swagger-ui-bundle.js": (_PACKAGE, "text/javascript"),
     "swagger-ui.css": (_PACKAGE, "text/css"),
-    "favicon-32x32.png": (_PACKAGE, "image/png"),
 }
 # Swagger UI sets styles on elements and draws its arrows from data: URLs; it needs nothing else.
 _POLICY = (
@@ -45,8 +45,8 @@ def page() -> Response:
 
 
 def asset(name: str) -> Response:
-    """Answer with one of the page's own files."""
+    """Answer with one of the page's files; browsers ask each time whether one of ours still holds."""
     if name not in _FILES:
         raise NotFound
     folder, kind = _FILES[name]
-    return send_file(folder / name, kind, max_age=3600)
+    return send_file(folder / name, kind, max_age=3600 if folder == _PACKAGE else None)

@@ -71,7 +71,7 @@ def test_a_form_takes_files_where_json_takes_paths(document: dict[str, Any]) -> 
 def test_the_page_and_all_it_refers_to_are_served_from_here(spotless: Service) -> None:
     page = spotless.client.get("/docs")
     assert page.headers["Content-Type"].startswith("text/html")
-    references = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    references = re.findall(r'(?:src|href)="(/[^"]*)"', page.text)
     assert {f"/docs/{name}" for name in _FILES} <= set(references)
     for reference in references:
         answer = spotless.client.get(reference)
@@ -88,6 +88,13 @@ def test_the_pages_policy_allows_no_other_host_and_no_inline_script(spotless: Se
     assert policy["default-src"] == "'none'"
     assert policy["script-src"] == policy["connect-src"] == "'self'"
     assert policy["frame-ancestors"] == "'none'"
+
+
+@pytest.mark.parametrize("name", ["docs.css", "start.js"])
+def test_what_a_release_may_change_is_asked_for_at_each_visit(spotless: Service, name: str) -> None:
+    answer = spotless.client.get(f"/docs/{name}")
+    assert answer.headers["Cache-Control"] == "no-cache"
+    assert spotless.client.get(f"/docs/{name}", headers={"If-None-Match": answer.headers["ETag"]}).status_code == 304
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_the_page_and_all_its_files_are_served_from_here_and_asked_for_again(spo
         "/static/example/portrait.png",
         "/static/example/speech.wav",
     ]
-    assert len(named) == 6
+    assert len(named) == 7
     for path in ["/", *named, *made]:
         answer = spotless.client.get(path)
         assert (answer.status_code, answer.headers["Cache-Control"]) == (200, "no-cache"), path

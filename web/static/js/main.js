@@ -1,6 +1,7 @@
 // Puts the parts of the page together: what one tells, the others are told here.
 import { api, apiKey, facts, newKey, upload } from "./api.js";
-import { $, $$, announce, confirmed, exactly, icon, number, toast } from "./dom.js";
+import { wireTheme } from "./colours.js";
+import { $, $$, announce, confirmed, exactly, number, toast } from "./dom.js";
 import { hasEnded } from "./events.js";
 import { Form } from "./form.js";
 import { History } from "./history.js";
@@ -9,7 +10,6 @@ import { Service } from "./service.js";
 import { Stage } from "./stage.js";
 import { errorText } from "./words.js";
 
-const THEMES = ["auto", "light", "dark"];
 const MEDIA = ["image", "audio"];
 
 const pictures = new Map(); // media that this page has sent, by the path that the service gave them
@@ -167,7 +167,7 @@ function route() {
   return showTitle();
 }
 
-// --- the key, the language, the colours ------------------------------------------------------------------------------
+// --- the key, the title -------------------------------------------------------------------------------------------------
 
 function openKeyDialog(problem = "") {
   const dialog = $("#key-dialog");
@@ -214,28 +214,6 @@ function showTitle() {
   document.title = far ? `${far} · ${t("page.name")}` : t("page.title");
 }
 
-function showTheme() {
-  const theme = document.documentElement.dataset.theme ?? "auto";
-  const label = t(`tool.theme.${theme}`);
-  $("#theme").replaceChildren(icon(theme));
-  $("#theme").setAttribute("aria-label", label);
-  $("#theme").title = label;
-}
-
-function nextTheme() {
-  const root = document.documentElement;
-  const theme = THEMES[(THEMES.indexOf(root.dataset.theme ?? "auto") + 1) % THEMES.length];
-  if (theme === "auto") delete root.dataset.theme;
-  else root.dataset.theme = theme;
-  try {
-    if (theme === "auto") localStorage.removeItem("theme");
-    else localStorage.setItem("theme", theme);
-  } catch {
-    // It holds until the page is left.
-  }
-  showTheme();
-}
-
 // --- start -----------------------------------------------------------------------------------------------------------
 
 const form = new Form(send);
@@ -245,8 +223,8 @@ const service = new Service((health) => form.showHealth(health), allowed);
 
 $("#version").textContent = facts.version;
 $("#language").addEventListener("click", () => chooseLanguage(language() === "en" ? "zh-CN" : "en"));
-$("#theme").addEventListener("click", nextTheme);
-for (const show of [showTheme, showTitle]) document.addEventListener("language", show);
+wireTheme($("#theme"));
+document.addEventListener("language", showTitle);
 window.addEventListener("hashchange", route);
 wireKey();
 speak(language());
