@@ -1,7 +1,8 @@
 """`make docs`: write what of the documents follows from the code: settings, alerts, the pictures of the life cycle.
 
 A setting's key, default and meaning come from `configs/default.yaml`, its variable, type and range from
-`config_loader.Settings`, its meaning in Chinese from `docs/zh-CN/settings.yaml`. A test compares the files with these.
+`config_loader.Settings`, its meaning in Chinese from `docs/zh-CN/settings.yaml`; alerts come from
+`configs/monitoring/alerts.yml`, in Chinese from `docs/zh-CN/alerts.yaml`. A test compares the files with these.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ SERVICE = "service"
 """The group of the settings that are in none."""
 
 TRANSLATIONS = Path("docs/zh-CN/settings.yaml")
+ALERT_TRANSLATIONS = Path("docs/zh-CN/alerts.yaml")
 WITH_LIFE_CYCLE = ("README.md", "README.zh-CN.md")
 _LIFE_CYCLE = re.compile(r"(<!-- life-cycle -->\n```mermaid\n).*?(\n```\n)", re.DOTALL)
 _LINE = re.compile(r"( *)([a-z_]+):(?: [^#]*?| \"[^\"]*\")?(?:\s+# (.*))?")
@@ -246,7 +248,7 @@ _ALERTS_HEAD = """\
 
 # Alerts
 
-[Documents](README.md) · [Monitoring](monitoring.md)
+[Documents](README.md) · [中文](zh-CN/alerts.md) · [Monitoring](monitoring.md)
 
 The rules of [configs/monitoring/alerts.yml](../configs/monitoring/alerts.yml). `page` is for someone to look at now,
 `ticket` for the next working day. Thresholds are for a service of some GPUs: change what does not fit yours.
@@ -256,17 +258,43 @@ The rules of [configs/monitoring/alerts.yml](../configs/monitoring/alerts.yml). 
 """
 
 
+def rules() -> dict[str, Mapping[str, Any]]:
+    """Return all alert rules by their names."""
+    file = yaml.safe_load((ROOT / "configs" / "monitoring" / "alerts.yml").read_text("utf-8"))
+    return {rule["alert"]: rule for group in file["groups"] for rule in group["rules"] if "alert" in rule}
+
+
 def alerts() -> str:
     """Return the page of all alert rules, with what each is about."""
-    file = yaml.safe_load((ROOT / "configs" / "monitoring" / "alerts.yml").read_text("utf-8"))
-    rules = [rule for group in file["groups"] for rule in group["rules"] if "alert" in rule]
-    return _ALERTS_HEAD + "".join(_alert(rule) for rule in rules)
+    return _ALERTS_HEAD + "".join(_alert(rule, summary_of(rule), _description_of(rule)) for rule in rules().values())
 
 
-def _alert(rule: Mapping[str, Any]) -> str:
-    told = [" ".join(rule["annotations"][name].split()).replace("|", r"\|") for name in ("summary", "description")]
-    summary = re.sub(r"\{\{ *\$(?:labels\.)?(\w+)[^}]*\}\}", r"*\1*", told[0])
-    return f"| `{rule['alert']}` | {rule['labels']['severity']} | {summary} | {told[1]} |\n"
+def chinese_alerts() -> str:
+    """Return the same in Chinese, from the file of translations; a rule that has none is told in English."""
+    file, told = alert_translations(), ""
+    for name, rule in rules().items():
+        meaning = file["rules"].get(name, {})
+        told += _alert(rule, meaning.get("says", summary_of(rule)), meaning.get("do", _description_of(rule)))
+    return str(file["head"]) + told
+
+
+def alert_translations() -> Mapping[str, Any]:
+    """Return the file of translations: `head`, and `rules` by name, each with `says` and `do`."""
+    return dict(yaml.safe_load((ROOT / ALERT_TRANSLATIONS).read_text("utf-8")))
+
+
+def summary_of(rule: Mapping[str, Any]) -> str:
+    """Return what is wrong, the labels and values that Prometheus fills in as *names*."""
+    return re.sub(r"\{\{ *\$(?:labels\.)?(\w+)[^}]*\}\}", r"*\1*", " ".join(rule["annotations"]["summary"].split()))
+
+
+def _description_of(rule: Mapping[str, Any]) -> str:
+    return " ".join(rule["annotations"]["description"].split())
+
+
+def _alert(rule: Mapping[str, Any], *told: str) -> str:
+    summary, description = (text.replace("|", r"\|") for text in told)
+    return f"| `{rule['alert']}` | {rule['labels']['severity']} | {summary} | {description} |\n"
 
 
 def with_life_cycle(text: str) -> str:
@@ -278,6 +306,7 @@ def files() -> dict[Path, str]:
     """Return what each file that follows from the code should hold, by its path in the project."""
     made = {language.path: page(language) for language in (english(), chinese())}
     made |= {Path("docs/img/life-cycle.svg"): life_cycle_svg(), Path("docs/alerts.md"): alerts()}
+    made |= {Path("docs/zh-CN/alerts.md"): chinese_alerts()}
     return made | {Path(name): with_life_cycle((ROOT / name).read_text("utf-8")) for name in WITH_LIFE_CYCLE}
 
 
@@ -289,6 +318,8 @@ def main() -> int:
         print(f"{path}: {'unchanged' if text == before else 'written'}")
     for key in untranslated():
         print(f"{TRANSLATIONS}: {key} is not translated")
+    for name in rules().keys() - alert_translations()["rules"].keys():
+        print(f"{ALERT_TRANSLATIONS}: {name} is not translated")
     return 0
 
 

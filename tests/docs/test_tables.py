@@ -18,7 +18,7 @@ from tasks.drain import Drain
 from tasks.hardware import Hardware
 from tasks.model import TRANSITIONS, ErrorCode, Status
 from tasks.scheduler import LOCK_NAME, why_not_scheduled
-from tests.docs.pages import READMES, rows, section, text_of
+from tests.docs.pages import READMES, blocks, rows, section, text_of
 from utils.gpu import Gpu, GpuProbe, GpuSnapshot
 from utils.process import try_lock
 from web.errors import HTTP
@@ -52,6 +52,18 @@ def test_every_setting_has_a_meaning_in_chinese() -> None:
     assert not docs.outdated_translations()
 
 
+def test_every_alert_is_told_in_chinese_of_the_same_labels() -> None:
+    told = docs.alert_translations()["rules"]
+    assert set(told) == set(docs.rules()), "docs/zh-CN/alerts.yaml is not of the rules that there are"
+    for name, rule in docs.rules().items():
+        assert set(told[name]) == {"says", "do"}
+        assert sorted(labels(told[name]["says"])) == sorted(labels(docs.summary_of(rule))), name
+
+
+def labels(told: str) -> list[str]:
+    return re.findall(r"\*\w+\*", told)
+
+
 def test_the_drawing_of_the_life_cycle_has_every_status_and_every_arrow() -> None:
     drawn = text_of("docs/img/life-cycle.svg")
     assert set(re.findall(r'class="name"[^>]*>(\w+)<', drawn)) == {str(status) for status in Status}
@@ -59,8 +71,9 @@ def test_the_drawing_of_the_life_cycle_has_every_status_and_every_arrow() -> Non
     assert sorted(events) == sorted(["submit", *(str(event) for _, event in TRANSITIONS)])
 
 
-def test_every_error_is_in_the_guide_with_its_status_and_no_other() -> None:
-    told = rows(section(text_of("docs/api.md"), "## Errors"), "")
+@pytest.mark.parametrize(("page", "heading"), [("docs/api.md", "## Errors"), ("docs/zh-CN/api.md", "## 错误")])
+def test_every_error_is_in_the_guide_with_its_status_and_no_other(page: str, heading: str) -> None:
+    told = rows(section(text_of(page), heading), "")
     found = {(row[1].strip("`"), int(row[0])) for row in told if row[0].isdigit()}
     assert found == {(code.value, status.value) for code, status in HTTP.items()}
 
@@ -133,6 +146,27 @@ def test_every_reason_and_warning_of_the_health_is_told_and_no_other(page: str, 
         assert [pattern for pattern in patterns if pattern.fullmatch(one)], f"{page} does not tell: {one}"
     for pattern in patterns:
         assert any(pattern.fullmatch(one) for one in said), f"the code does not say: {pattern.pattern}"
+
+
+@pytest.mark.parametrize("name", ["api.md", "webhooks.md"])
+def test_the_chinese_page_shows_the_code_that_the_english_one_shows(name: str) -> None:
+    """Of which the tests run each line; what is said beside a command is in the language of its page."""
+    english, chinese = (
+        [(block.kind, re.sub(r" +# .*", "", block.text)) for block in blocks(page)] for page in twins(name)
+    )
+    assert english == chinese
+
+
+@pytest.mark.parametrize("name", ["api.md", "webhooks.md", "architecture.md"])
+def test_the_tables_of_the_chinese_page_have_the_rows_of_the_english_ones(name: str) -> None:
+    shapes = [[line.count("|") for line in text_of(page).splitlines() if line.startswith("|")] for page in twins(name)]
+    assert shapes[0] == shapes[1]
+    keys = [[re.findall(r"`[^`]+`", row[0]) for row in rows(text_of(page))] for page in twins(name)]
+    assert keys[0] == keys[1]
+
+
+def twins(name: str) -> tuple[str, str]:
+    return f"docs/{name}", f"docs/zh-CN/{name}"
 
 
 def test_the_chinese_walk_is_the_english_one() -> None:
