@@ -209,6 +209,55 @@ def test_a_failed_task_says_why_and_what_to_do(studio: Studio) -> None:
         assert len(guest.sent("/api/v1/generate")) == 2
 
 
+def test_a_reload_still_shows_whose_video_is_on_its_way(studio: Studio) -> None:
+    shown = "#stage .pane img.frame-main"
+    with studio.visit() as guest:
+        page = guest.open()
+        guest.fill(studio.portrait, studio.voice, "talks")
+        page.click("#submit")
+        guest.until("#stage .badge", "Processing")
+        page.wait_for_function("() => sessionStorage.getItem('portraits')")
+        page.reload()
+        assert page.locator(shown).evaluate(DRAWN) == 384
+        assert page.locator("#gallery .item img").evaluate(DRAWN) == 384
+        assert page.evaluate("sessionStorage.getItem('portraits').length") < 150_000
+        assert page.evaluate("Object.keys(localStorage)") == []
+        page.click("#gallery [data-act=again]")
+        assert page.locator("#image-drop img.portrait").evaluate(DRAWN) == 384
+        assert "384 × 256 · uploaded before" in guest.says("#image-drop .drop-facts")
+        page.click("#gallery [data-act=open]")
+        page.click("#stage .actions button:has-text('Cancel')")
+        page.click("#confirm [value=yes]")
+        guest.until("#stage .verdict", "Cancelled")
+        page.click("#stage .actions .tool")
+        page.click("#confirm [value=yes]")
+        guest.until("#history-empty", "Videos you make will show up here.")
+        assert page.evaluate("sessionStorage.getItem('portraits')") is None
+
+
+def test_the_portraits_kept_for_a_reload_are_few_small_and_the_key_s(studio: Studio) -> None:
+    with studio.visit() as guest:
+        page = guest.open()
+        kept = page.evaluate(
+            """async () => {
+                const {keepPicture, keptPictures} = await import("/static/js/thumbs.js");
+                const portrait = "/static/example/portrait.png";
+                for (let at = 0; at < 30; at += 1) await keepPicture(`/uploads/image/${at}.png`, portrait);
+                await keepPicture("/uploads/image/none.png", "/static/js/main.js");
+                return [...keptPictures()].map(([path]) => path);
+            }"""
+        )
+        assert kept == [f"/uploads/image/{number}.png" for number in range(6, 30)]
+        assert page.evaluate("sessionStorage.getItem('portraits').length") < 2_000_000
+        page.evaluate("sessionStorage.setItem('portraits', '{')")
+        page.reload()
+        guest.until("#history-empty", "Videos you make will show up here.")
+        page.evaluate("sessionStorage.setItem('portraits', '[]')")
+        page.click("#key-button")
+        page.click("#key-forget")
+        assert page.evaluate("sessionStorage.getItem('portraits')") is None
+
+
 def test_what_cannot_work_is_told_before_anything_is_sent(studio: Studio, tmp_path: Path) -> None:
     narrow = write_portrait(tmp_path / "narrow.png", (500, 80))
     heavy = tmp_path / "heavy.png"

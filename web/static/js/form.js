@@ -344,9 +344,7 @@ export class Form {
 function mediumOf(kind, metadata, pictures) {
   const path = metadata[`${kind}_path`];
   if (!path) return null;
-  const known = pictures.get(path);
-  if (known) return { ...known, path, lent: true };
   const [width, height] = (metadata.image_size ?? "").split("x").map(Number);
   const facts = kind === "image" ? { width, height } : { seconds: Number(metadata.audio_seconds) || null, peaks: null };
-  return { path, name: metadata[`${kind}_name`] ?? kind, url: null, ...facts };
+  return { name: metadata[`${kind}_name`] ?? kind, url: null, ...facts, ...pictures.get(path), path, lent: true };
 }

@@ -8,11 +8,13 @@ import { History } from "./history.js";
 import { chooseLanguage, language, speak, t } from "./i18n.js";
 import { Service } from "./service.js";
 import { Stage } from "./stage.js";
+import { forgetPicture, forgetPictures, keepPicture, keptPictures } from "./thumbs.js";
 import { errorText } from "./words.js";
 
 const MEDIA = ["image", "audio"];
 
 const pictures = new Map(); // media that this page has sent, by the path that the service gave them
+for (const [path, url] of keptPictures()) pictures.set(path, { path, url });
 const allowed = () => !facts.auth || Boolean(apiKey.get());
 
 // --- submitting ------------------------------------------------------------------------------------------------------
@@ -55,6 +57,7 @@ async function sendMedium(kind, medium, show, signal) {
   Object.assign(medium, { path, lent: true });
   if (kind === "audio" && !medium.seconds) medium.seconds = media.seconds;
   pictures.set(path, { ...medium });
+  if (kind === "image" && medium.url) keepPicture(path, medium.url);
 }
 
 /** What a later visit needs to show the task's inputs and to use them again. */
@@ -104,6 +107,7 @@ const actions = {
       } else {
         await api.remove(task.task_id);
         toast(t("told.deleted"));
+        forgetPortrait(task);
         if (location.hash === `#/task/${task.task_id}`) location.hash = "#/";
       }
     } catch (error) {
@@ -133,6 +137,12 @@ const actions = {
     }
   },
 };
+
+/** Forget the portrait of a task that is no more, if no other one was made of it. */
+function forgetPortrait({ task_id: id, metadata: { image_path: path } }) {
+  const another = [...videos.tasks.values()].some((task) => task.task_id !== id && task.metadata.image_path === path);
+  if (path && !another) forgetPicture(path);
+}
 
 function onTask(task, before) {
   videos.update(task);
@@ -191,6 +201,7 @@ function wireKey() {
     openKeyDialog(key ? t("key.refused") : "");
   });
   document.addEventListener("key", () => {
+    forgetPictures(); // of whoever had the key before
     showKey();
     stage.showEmpty();
     videos.load();
