@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -256,6 +258,39 @@ def test_the_portraits_kept_for_a_reload_are_few_small_and_the_key_s(studio: Stu
         page.click("#key-button")
         page.click("#key-forget")
         assert page.evaluate("sessionStorage.getItem('portraits')") is None
+
+
+def test_the_form_is_told_as_a_command_that_works_when_pasted(studio: Studio, tmp_path: Path) -> None:
+    names = {"image": 'it\'s me, "front"; 1.png', "audio": "voice.wav"}
+    for source, name in zip((studio.portrait, studio.voice), names.values(), strict=True):
+        (tmp_path / name).write_bytes(source.read_bytes())
+    prompt = '@once $(exit 3) `x` "quoted" it\'s < fine'
+    with studio.visit(permissions=["clipboard-read", "clipboard-write"]) as guest:
+        page = guest.open()
+        page.click("#as-command summary")
+        guest.until("#command", 'image=@"portrait.png"')
+        guest.fill(tmp_path / names["image"], tmp_path / names["audio"], "copies", prompt)
+        page.fill("#clips", "1")
+        page.check("input[name=format][value=webm]", force=True)
+        guest.is_accessible("dark", "zh")
+        page.click("#command-copy")
+        guest.until("#toasts .toast", "Command copied.")
+        command = page.evaluate("navigator.clipboard.readText()")
+        key = page.evaluate("sessionStorage.getItem('api-key')")
+        assert key not in command
+        done = subprocess.run(
+            ["sh", "-c", f"{command} -sf"],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "AVATAR_API_KEY": key},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        task = studio.run.task(json.loads(done.stdout)["task_id"])
+        params = task["params"]
+        assert (params["prompt"], params["num_clip"], params["size"]) == (prompt, 1, "384*256")
+        assert (task["engine"], params["output_format"]) == ("copies", "webm")
 
 
 def test_what_cannot_work_is_told_before_anything_is_sent(studio: Studio, tmp_path: Path) -> None:

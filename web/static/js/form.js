@@ -1,5 +1,6 @@
 // The form: what is wished, checked as it is typed, and told in pixels and seconds before anything is sent.
 import { facts } from "./api.js";
+import { curl } from "./command.js";
 import { $, announce, duration, fill, h, number, toast } from "./dom.js";
 import { t } from "./i18n.js";
 import { kindOf } from "./media.js";
@@ -70,6 +71,8 @@ export class Form {
     $("#clips-range").addEventListener("input", (event) => this.setClips(event.target.value));
     $("#clips-fit").addEventListener("click", () => this.setClips(clipsInAudio(this.seconds)));
     $("#example").addEventListener("click", () => this.example());
+    $("#as-command").addEventListener("toggle", () => this.showCommand());
+    $("#command-copy").addEventListener("click", () => this.copyCommand());
     document.addEventListener("language", () => this.draw());
     this.listenForFiles();
   }
@@ -154,6 +157,7 @@ export class Form {
   refresh() {
     this.showSizes();
     this.showClips();
+    this.showCommand();
     const prompt = $("#prompt").value;
     $("#prompt-count").textContent = prompt.length > 200 ? `${number(prompt.trim().length)} / ${number(facts.limits.prompt)}` : "";
     const pixels = this.pixels();
@@ -161,6 +165,22 @@ export class Form {
     $("#summary").textContent = pixels && seconds
       ? t("form.summary", { width: pixels[0], height: pixels[1], time: duration(seconds), format: this.format === "mp4" ? "MP4" : "WebM" })
       : "";
+  }
+
+  showCommand() {
+    if (!$("#as-command").open) return;
+    const media = { image: this.image, audio: this.audio };
+    $("#command").textContent = curl(location.origin, media, this.fields(), facts.auth);
+    $("#command-key").hidden = !facts.auth;
+  }
+
+  async copyCommand() {
+    try {
+      await navigator.clipboard.writeText($("#command").textContent);
+      toast(t("form.command.copied"));
+    } catch {
+      getSelection().selectAllChildren($("#command")); // where the browser allows no copying, it is ready to be copied
+    }
   }
 
   showSizes() {
@@ -276,12 +296,17 @@ export class Form {
       $("[aria-invalid=true]", this.element)?.focus();
       return;
     }
+    this.onSubmit({ image: this.image, audio: this.audio, fields: this.fields() });
+  }
+
+  /** What the API gets beside the media. */
+  fields() {
     const seed = $("#seed").value.trim();
-    this.onSubmit({ image: this.image, audio: this.audio, fields: {
+    return {
       prompt: $("#prompt").value.trim(), size: this.size, num_clip: Number($("#clips").value), output_format: this.format,
       engine: $("#engine").value, sample_steps: Number($("#steps").value), priority: $("#priority").value,
       enable_online_decode: $("#decode").checked, ...(seed ? { seed: Number(seed) } : {}),
-    } });
+    };
   }
 
   setBusy(busy) {
