@@ -293,6 +293,37 @@ def test_the_form_is_told_as_a_command_that_works_when_pasted(studio: Studio, tm
         assert (task["engine"], params["output_format"]) == ("copies", "webm")
 
 
+def test_a_card_of_the_history_tells_the_phase_that_the_task_is_in(studio: Studio) -> None:
+    with studio.visit() as guest:
+        task = studio.submit("talks")
+        now = studio.run.until(task, lambda one: one["status"] == "processing")
+        listed = {"tasks": [{**now, "phase": "loading_model"}], "next_cursor": None}
+        guest.page.route("**/api/v1/tasks?*", lambda route: route.fulfill(json=listed))
+        guest.open()
+        guest.until("#gallery .badge", "Loading model")
+        listed["tasks"] = [{**now, "phase": "generating"}]
+        guest.until("#gallery .badge", "Generating")
+
+
+def test_on_a_phone_no_word_stands_over_the_button_that_sends(studio: Studio) -> None:
+    with studio.visit(viewport={"width": 360, "height": 740}) as guest:
+        page = guest.open()
+        page.click("#language")
+        box = "(element) => element.getBoundingClientRect().toJSON()"
+        brand, tools = page.locator(".brand").evaluate(box), page.locator(".tools").evaluate(box)
+        assert abs((brand["top"] + brand["bottom"]) - (tools["top"] + tools["bottom"])) < 8  # in one line
+        page.click("#language")
+        guest.drop("#studio .hero", ROOT / "README.md")
+        toast, submit = page.locator("#toasts .toast").evaluate(box), page.locator("#submit").evaluate(box)
+        assert toast["bottom"] < submit["top"]
+        page.click("#submit")
+        problem, ideas = page.locator("#prompt-problem").evaluate(box), page.locator("#ideas").evaluate(box)
+        assert problem["bottom"] <= ideas["top"]  # right at the field
+        page.set_input_files("#image", studio.portrait)
+        page.wait_for_selector("#image-drop.full")
+        assert page.is_hidden("#stage .example")
+
+
 def test_what_cannot_work_is_told_before_anything_is_sent(studio: Studio, tmp_path: Path) -> None:
     narrow = write_portrait(tmp_path / "narrow.png", (500, 80))
     heavy = tmp_path / "heavy.png"

@@ -132,7 +132,7 @@ export class History {
   }
 
   card(task) {
-    const key = JSON.stringify([task.status, Math.floor(task.progress * 100), task.cancel_requested, pathOf(task.poster_url), ago(task.submit_time)]);
+    const key = JSON.stringify([task.status, task.phase, Math.floor(task.progress * 100), task.cancel_requested, pathOf(task.poster_url), ago(task.submit_time)]);
     let card = this.cards.get(task.task_id);
     if (card?.key !== key) {
       const made = { key, element: card?.element ?? h("li", { class: "item", dataset: { id: task.task_id } }) };
