@@ -52,7 +52,7 @@ audit: setup-dev ## known holes in the pinned packages (needs the network), and 
 	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
 	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt
 
-docs: setup ## write anew what of the documents follows from the code (docs/configuration.md, in Chinese too)
+docs: setup ## write anew what of the documents follows from the code (settings, alerts, in Chinese too; the life cycle)
 	@$(PY) scripts/docs.py
 
 bench: setup-dev ## speed of the preview engine, and of encoding the same frames alone
