@@ -48,7 +48,11 @@ def _check() -> None:
     """Read the whole database and say what is wrong with it, while the service runs."""
     with _told():
         path = _database()
-        found = findings(path) if path.exists() else ["there is no such file"]
+        if not path.exists():
+            raise click.ClickException(
+                f"there is no database at {path}: no service has run with these settings, or it is lost"
+            )
+        found = findings(path)
     for finding in found:
         click.echo(finding)
     if found:

@@ -148,6 +148,12 @@ def test_a_damaged_database_is_found_by_check_and_replaced_by_its_backup(
     store.close()
 
 
+def test_a_database_that_is_not_there_is_not_called_damaged(tmp_path: Path) -> None:
+    status, told = command(tmp_path / "data", "db", "check")
+    assert (status, "no service has run with these settings" in told, "damaged" in told) == (1, True, False)
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_backup_is_not_written_over_anything_unasked(runner: FlaskCliRunner, path: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept.db"
     kept.write_text("precious")
