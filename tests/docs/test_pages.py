@@ -117,6 +117,18 @@ def test_every_command_that_is_named_parses(name: str) -> None:
                 parse(own_commands(), words, whole)
 
 
+@pytest.mark.parametrize("name", ["docs/deployment.md", "docs/zh-CN/deployment.md"])
+def test_the_environment_file_of_a_server_is_good_as_it_stands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As systemd reads it: a line is a comment as a whole or not at all."""
+    (text,) = [block.text for block in blocks(name) if block.text.startswith("AVATAR_CONFIG=")]
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            monkeypatch.setenv(*line.split("=", 1))
+    http = load_settings().http
+    assert [str(one) for one in http.trusted_proxies] == ["127.0.0.1/32"]
+    assert (http.trusted_hosts[-1], http.accel_prefix) == ("127.0.0.1", "/_results/")
+
+
 @PRESENT
 def test_every_make_target_that_is_named_exists(name: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), re.MULTILINE))
