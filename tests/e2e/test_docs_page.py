@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import jwt
 import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.e2e.browser import Visit, chromium, visit
 from tests.e2e.conftest import Service
+from tests.e2e.studio import JWT_SECRET
 
 GENERATE = "button.opblock-summary-control:has-text('/api/v1/generate')"
 COLOURED = """(colours) => [document.body, document.querySelector(".opblock")]
@@ -103,6 +107,22 @@ def test_a_request_is_tried_out_and_its_answer_shown(browser: Browser, url: str)
         ink = "(button) => getComputedStyle(button).color"  # axe-core is not sure what it stands on
         assert page.locator(".download-contents").evaluate(ink) == "rgb(255, 255, 255)"
         guest.sees_no_barrier()
+
+
+def test_the_key_given_to_the_page_is_sent_here_too(browser: Browser, tmp_path: Path) -> None:
+    run = Service(tmp_path, {"AVATAR_AUTH__ENABLED": "true", "AVATAR_AUTH__JWT_SECRET": JWT_SECRET}, workers=1)
+    claims = {"exp": int(time.time()) + 3600, "sub": "u", "tenant": "acme"}
+    try:
+        with visit(browser, run.start().url, ("status of 401",), jwt.encode(claims, JWT_SECRET, "HS256")) as guest:
+            for answer in ("200", "401"):
+                page = opened(guest)
+                page.click("button.opblock-summary-control:has-text('/api/v1/tasks')")
+                page.click(".try-out__btn")
+                page.click(".btn.execute")
+                guest.until(".live-responses-table .response-col_status", answer)
+                guest.context.add_init_script("sessionStorage.removeItem('api-key')")
+    finally:
+        run.clean_up()
 
 
 def test_an_address_leads_to_its_operation(browser: Browser, url: str) -> None:

@@ -20,10 +20,19 @@ const mended = ({ React: { createElement } }) => {
   };
 };
 
+/** The key that was given to the page in this tab. */
+function keyOfTheTab() {
+  try {
+    return sessionStorage.getItem("api-key");
+  } catch {
+    return null;
+  }
+}
+
 onColours((dark) => document.documentElement.classList.toggle("dark-mode", dark)); // what Swagger UI's own sheet goes by
 wireTheme($("#theme"));
 speak(language());
-window.SwaggerUIBundle({
+const ui = window.SwaggerUIBundle({
   url: "/api/v1/openapi.json",
   dom_id: "#api",
   deepLinking: true,
@@ -32,4 +41,8 @@ window.SwaggerUIBundle({
   defaultModelsExpandDepth: 0,
   syntaxHighlight: { theme: "tomorrow-night" },
   plugins: [mended],
+  onComplete: () => {
+    const key = keyOfTheTab();
+    if (key) ui.preauthorizeApiKey("token", key); // as the page sends it, whether it is a key or a token
+  },
 });
