@@ -13,12 +13,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import app  # makes nothing; see above
-from config_loader import load_settings
+from config_loader import ConfigError, load_settings
 from web.tally import shared
 
 gc.freeze()  # what was imported stays: no collection touches it, so it stays shared, and a worker ends sooner
 
-_settings = load_settings()
+try:
+    _settings = load_settings()
+except ConfigError as error:  # which gunicorn would tell with a traceback, and with a status upon which systemd retries
+    sys.stderr.write(f"the service cannot start: {error}\n")
+    sys.exit(app.CANNOT_START)
 
 _host = f"[{_settings.host}]" if ":" in _settings.host else _settings.host
 bind = f"{_host}:{_settings.port}"

@@ -22,7 +22,7 @@ from tasks.model import Status
 from tasks.store import utc_now
 from tasks.wake import ring
 from web import key_commands, webhook_commands
-from web.command_app import SETTINGS, opened_manager
+from web.command_app import SETTINGS, Number, TellingGroup, Text, opened_manager
 from web.database_commands import database
 from web.waiting import Waiting
 
@@ -42,17 +42,17 @@ def register(app: Flask, settings: Settings) -> None:
     webhook_commands.register(app)
 
 
-@click.group("drain")
+@click.group("drain", cls=TellingGroup)
 def _drain() -> None:
     """Prepare for a stop: take no new work, start nothing, let what runs come to its end."""
 
 
 @_drain.command("on")
-@click.option("--reason", default="", metavar="TEXT", help="Told by /api/v1/health.")
+@click.option("--reason", type=Text(), default="", metavar="TEXT", help="Told by /api/v1/health.")
 @with_appcontext
 def _on(reason: str) -> None:
     """Refuse new work and start no queued task, also after a restart, until `drain off`."""
-    drain.begin(opened_manager().store.state, " ".join(reason.split()), utc_now())
+    drain.begin(opened_manager().store.state, reason, utc_now())
     _tell_status()
 
 
@@ -74,7 +74,7 @@ def _status() -> None:
 
 
 @_drain.command("wait")
-@click.option("--timeout", type=click.FloatRange(min=0), default=math.inf, metavar="S", help="Seconds; default: none.")
+@click.option("--timeout", type=Number(min=0), default=math.inf, metavar="S", help="Seconds; default: none.")
 @with_appcontext
 def _wait(timeout: float) -> None:
     """Wait until no task runs. Exit 1 when some still do after the timeout.

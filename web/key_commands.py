@@ -9,7 +9,10 @@ from flask import Flask
 from flask.cli import with_appcontext
 
 from tasks.keys import SCOPES, ApiKeys, NoSuchKey
-from web.command_app import opened_manager
+from web.command_app import Number, TellingGroup, Text, opened_manager
+
+_MOST_DAYS = 36_500
+"""A hundred years; what is meant to be for ever is said by leaving it out."""
 
 
 def register(app: Flask) -> None:
@@ -21,7 +24,7 @@ def _known() -> ApiKeys:
     return opened_manager().store.keys
 
 
-@click.group("keys")
+@click.group("keys", cls=TellingGroup)
 def _keys() -> None:
     """API keys of tenants."""
 
@@ -29,7 +32,9 @@ def _keys() -> None:
 @_keys.command("create")
 @click.option("--tenant", required=True, metavar="NAME", help="To whom everything belongs that the key makes.")
 @click.option("--scope", "scopes", multiple=True, type=click.Choice(SCOPES), help="Default: generate and read.")
-@click.option("--days", type=click.FloatRange(min=0, min_open=True), help="How long it is good; default: for ever.")
+@click.option(
+    "--days", type=Number(min=0, min_open=True, max=_MOST_DAYS), help="How long it is good; default: for ever."
+)  # fmt: skip
 @with_appcontext
 def _create(tenant: str, scopes: tuple[str, ...], days: float | None) -> None:
     """Make a key and print it, once: only a hash of it is kept."""
@@ -53,7 +58,7 @@ def _list() -> None:
 
 
 @_keys.command("revoke")
-@click.argument("key_id", metavar="ID")
+@click.argument("key_id", type=Text(), metavar="ID")
 @with_appcontext
 def _revoke(key_id: str) -> None:
     """End a key at once. ID is its second part, as `list` shows it."""

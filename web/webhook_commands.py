@@ -9,7 +9,12 @@ from flask import Flask
 from flask.cli import with_appcontext
 
 from tasks.outbox import Delivery, Message, NoMessage
-from web.command_app import opened_manager
+from web.command_app import Number, TellingGroup, Text, opened_manager
+
+_MOST_HOURS = 8760.0
+"""How long two secrets may sign: a year."""
+
+_MOST_LISTED = 100_000
 
 
 def register(app: Flask) -> None:
@@ -17,16 +22,18 @@ def register(app: Flask) -> None:
     app.cli.add_command(_webhooks)
 
 
-@click.group("webhooks")
+@click.group("webhooks", cls=TellingGroup)
 def _webhooks() -> None:
     """What is told of the ends of tasks."""
 
 
 @_webhooks.command("secret")
-@click.option("--tenant", default="default", metavar="NAME", help="Without authentication all is of `default`.")
+@click.option(
+    "--tenant", type=Text(), default="default", metavar="NAME", help="Without authentication all is of `default`."
+)  # fmt: skip
 @click.option("--rotate", is_flag=True, help="Make a new one; the present one signs beside it for a while.")
 @click.option(
-    "--overlap", type=click.FloatRange(min=0), default=24.0, show_default=True, metavar="HOURS",
+    "--overlap", type=Number(min=0, max=_MOST_HOURS), default=24.0, show_default=True, metavar="HOURS",
     help="How long, with --rotate; 0: not at all.",
 )  # fmt: skip
 @with_appcontext
@@ -47,9 +54,11 @@ def _secret(tenant: str, rotate: bool, overlap: float) -> None:
 
 
 @_webhooks.command("list")
-@click.option("--task", "task_id", metavar="ID", help="The message of one task, with its attempts.")
+@click.option("--task", "task_id", type=Text(), metavar="ID", help="The message of one task, with its attempts.")
 @click.option("--failed", is_flag=True, help="Only what was given up.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="The newest so many.")
+@click.option(
+    "--limit", type=click.IntRange(min=1, max=_MOST_LISTED), default=50, show_default=True, help="The newest so many."
+)  # fmt: skip
 @with_appcontext
 def _list(task_id: str | None, failed: bool, limit: int) -> None:
     """Print what there was and is to be told. Of addresses only the host: the rest may be a secret."""
@@ -66,7 +75,7 @@ def _list(task_id: str | None, failed: bool, limit: int) -> None:
 
 
 @_webhooks.command("redeliver")
-@click.argument("task_id", metavar="TASK_ID")
+@click.argument("task_id", type=Text(), metavar="TASK_ID")
 @with_appcontext
 def _redeliver(task_id: str) -> None:
     """Tell of a task's end anew, whatever became of it before, under the same webhook-id."""

@@ -94,6 +94,17 @@ def test_a_service_that_cannot_begin_ends_with_a_sentence(
     assert "AVATAR_DATA" in told
 
 
+def test_a_server_whose_settings_are_wrong_ends_with_a_sentence_and_a_status_upon_which_it_is_not_tried_again(
+    data: Path,
+) -> None:
+    argv = [sys.executable, "-m", "gunicorn", "-c", "configs/gunicorn.conf.py", "app:create_app()"]
+    for wrong in ({"AVATAR_WORKERS": "2"}, {"AVATAR_PORT": "http"}, {"AVATAR_CONFIG": "nowhere"}):
+        status, told = run(data, argv, **wrong)
+        assert status == CANNOT_START, told
+        assert told.startswith("the service cannot start: ")
+        assert (told.count("\n"), next(iter(wrong))[7:].lower() in told.lower()) == (1, True)
+
+
 def test_a_service_where_nobody_has_credentials_starts_once_its_command_has_made_a_key(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,3 +290,57 @@ def test_a_backup_onto_a_full_disk_is_a_refusal(path: Path, tmp_path: Path, monk
     with pytest.raises(BackupRefused, match="4 KiB are free"):
         back_up(path, tmp_path / "kept.db")
     assert not (tmp_path / "kept.db").exists()
+
+
+# --- wrong arguments, and a database that does not do its work --------------------------------------------------------
+
+BYTE = "\udcff"
+"""What Python makes of a byte on the command line that is no UTF-8."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("keys", "create", "--tenant", "acme", "--days", "inf"),
+        ("keys", "create", "--tenant", "acme", "--days", "nan"),
+        ("keys", "create", "--tenant", "acme", "--days", "1e9"),
+        ("keys", "revoke", BYTE),
+        ("webhooks", "secret", "--rotate", "--overlap", "inf"),
+        ("webhooks", "secret", "--rotate", "--overlap", "1e12"),
+        ("webhooks", "secret", "--tenant", BYTE),
+        ("webhooks", "list", "--limit", str(2**64)),
+        ("webhooks", "list", "--task", BYTE),
+        ("webhooks", "redeliver", BYTE),
+        ("drain", "wait", "--timeout", "nan"),
+        ("drain", "on", "--reason", f"Wartung f{BYTE}r heute"),
+        ("drain", "on", "--reason", "a \x1b]0;title\x07"),
+    ],
+)
+def test_a_command_says_what_is_wrong_with_its_arguments_and_does_nothing(
+    runner: FlaskCliRunner, path: Path, words: tuple[str, ...]
+) -> None:
+    before = {table: read_rows(path, table) for table in ("api_keys", "webhook_secrets", "service_state")}
+    refused = runner.invoke(args=words)
+    assert (refused.exit_code, isinstance(refused.exception, SystemExit)) == (2, True), refused.output
+    assert "Error: Invalid value" in refused.output
+    assert {table: read_rows(path, table) for table in before} == before
+
+
+def test_a_drain_may_go_on_without_end_and_has_a_reason_in_any_language(runner: FlaskCliRunner) -> None:
+    assert "no task is running" in runner.invoke(args=["drain", "wait"]).output
+    told = runner.invoke(args=["drain", "on", "--reason", " Wartung  für\nheute 维护 "]).output
+    assert told.endswith(": Wartung für heute 维护; 0 tasks running, 60 queued\n")
+
+
+@pytest.mark.parametrize(
+    "words", [("keys", "create", "--tenant", "acme"), ("drain", "on"), ("webhooks", "secret", "--rotate")]
+)
+def test_a_command_on_a_locked_database_says_so_in_one_line(path: Path, data: Path, words: tuple[str, ...]) -> None:
+    app = create_app(load_settings({"data_dir": str(data), "database_busy_seconds": 0.1}))
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        refused = app.test_cli_runner().invoke(args=words)
+    app.extensions["task_manager"].store.close()
+    assert (refused.exit_code, isinstance(refused.exception, SystemExit)) == (1, True), refused.exception
+    assert refused.output.startswith("Error: the database is locked by another program")
+    assert refused.output.count("\n") == 1
