@@ -174,6 +174,15 @@ def _pieces(path: Path) -> Iterator[bytes]:
         yield from iter(partial(file.read, PIECE), b"")
 
 
+def _target(path: str | Path) -> Path:
+    """Return the file that is to become a video: a link's target, and never a device, a pipe or a folder."""
+    path = Path(path)
+    with _locally():
+        if path.exists() and not path.is_file():
+            raise ClientError(f"{path}: is no file that a video could take the place of")
+        return path.resolve() if path.is_symlink() else path
+
+
 _Reply = tuple[HTTPResponse, dict[str, Any]]
 
 
@@ -268,7 +277,7 @@ class Client:
 
     def download(self, task_id: str, path: str | Path) -> None:
         """Fetch the video of a completed task, and check it. What came before a connection broke is gone on with."""
-        task, path = self.task(task_id), Path(path)
+        path, task = _target(path), self.task(task_id)
         facts = task.answer["video"]
         if facts is None:
             raise ClientError(f"the task has no video: it is {task.status}")
@@ -499,9 +508,8 @@ class Command:
         options = {name: getattr(asked, name) for name in (option.replace("-", "_") for option in OPTIONS)}
         if asked.output.endswith(".webm") and not asked.output_format:
             options["output_format"] = "webm"
-        folder = Path(asked.output) if Path(asked.output).is_dir() else Path(asked.output).parent
-        if not asked.no_wait and not os.access(folder, os.W_OK):
-            raise ClientError(f"{folder}: is not there, or cannot be written to")
+        if not asked.no_wait:
+            self._check_output(Path(asked.output))
         self.screen.say(f"submitting to {self.client.server}")
         self.submitting = True
         task = self.client.generate(
@@ -515,7 +523,15 @@ class Command:
             self.screen.say(f"note: {note['message']}")
         return self._print(task.answer, self.task_id) if asked.no_wait else self.download()
 
+    def _check_output(self, output: Path) -> None:
+        """Find out before hours of work whether their video could be kept."""
+        is_folder = output.is_dir() or self.asked.output.endswith("/")
+        folder = output if is_folder else _target(output).parent
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise ClientError(f"{folder}: is not there, or cannot be written to")
+
     def download(self) -> int:
+        self._check_output(Path(self.asked.output))
         task = self._ended()
         if task.status == "completed":
             path = Path(self.asked.output)

@@ -265,10 +265,13 @@ def test_a_refusal_that_comes_before_all_was_sent_is_still_read(desk: Desk) -> N
 
 def test_what_is_wrong_on_this_machine_is_told_before_anything_is_sent(desk: Desk) -> None:
     before = len(desk.library().tasks(limit=200))
+    os.mkfifo(desk.folder / "pipe")
     for arguments in (
         desk.wish("quick", "--image", "nowhere.png"),
         desk.wish("quick", "--image", "."),
         desk.wish("quick", "-o", "no/such/folder/a.mp4"),
+        desk.wish("quick", "-o", "folder-that-is-not-there/"),
+        desk.wish("quick", "-o", "pipe"),
         desk.wish("quick", "--api-key-file", "nowhere"),
         desk.wish("quick", "--idempotency-key", "ключ"),
         ["status", "../tasks"],
@@ -280,6 +283,22 @@ def test_what_is_wrong_on_this_machine_is_told_before_anything_is_sent(desk: Des
     for arguments in (["generate"], ["frobnicate"], ["status"], desk.wish("quick", "--metadata", "x"), []):
         assert desk.run(*arguments).status == 2, arguments
     assert len(desk.library().tasks(limit=200)) == before
+
+
+def test_a_video_takes_the_place_of_no_device_and_of_a_link_s_target(desk: Desk) -> None:
+    """As root, `-o /dev/null` would leave the machine without it."""
+    task_id = desk.submit()
+    os.mkfifo(desk.folder / "pipe")
+    (desk.folder / "link").symlink_to("kept.mp4")
+    (desk.folder / "to-pipe").symlink_to("pipe")
+    for output in ("pipe", "to-pipe"):
+        run = desk.run("download", task_id, "-o", output)
+        assert (run.status, "is no file that a video could take the place of" in run.err) == (client.LOCAL, True)
+        with pytest.raises(ClientError, match="is no file"):
+            desk.library().download(task_id, desk.folder / output)
+    assert (desk.folder / "pipe").is_fifo()
+    assert desk.run("download", task_id, "-o", "link").status == 0
+    assert ((desk.folder / "link").is_symlink(), (desk.folder / "kept.mp4").stat().st_size > 0) == (True, True)
 
 
 def test_a_service_that_was_never_there_is_told_at_once(desk: Desk) -> None:
