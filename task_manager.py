@@ -95,9 +95,10 @@ class TaskManager:
     def __init__(self, settings: Settings, table: EngineTable) -> None:
         self.folders = Folders(settings.data_dir)
         self.folders.make()
+        quotas = replace(settings.quotas.policy(), input_bytes=self.folders.input_bytes)
         self.store = Store(
             settings.database_url, settings.data_dir, busy_seconds=settings.database_busy_seconds,
-            ballast_bytes=settings.disk.ballast_bytes, tenant_quotas=settings.quotas.policy(),
+            ballast_bytes=settings.disk.ballast_bytes, tenant_quotas=quotas,
         )  # fmt: skip
         self.retention = settings.retention.policy()
         self.disk = Disk(settings.data_dir, settings.disk.reserve_bytes, self.store.ballast)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +52,19 @@ class Folders:
 
     def inputs(self, task_id: str) -> Path:
         return self.tasks / task_id / "inputs"
+
+    def input_bytes(self, task_id: str, is_new: bool = False) -> int:
+        """Return what the inputs of a task take; of a file that has other names, such as an upload's, its share.
+
+        A new task's have a name more for as long as its request lasts.
+        """
+        total = 0
+        with suppress(FileNotFoundError), os.scandir(self.inputs(task_id)) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    found = Path(entry.path).lstat()  # a scan's own knows nothing of links on every system
+                    total += found.st_size // max(1, found.st_nlink - is_new)
+        return total
 
     def attempts(self, task_id: str) -> Path:
         return self.tasks / task_id / "attempts"

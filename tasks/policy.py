@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -25,12 +26,16 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
-    """How much each tenant may have; 0: as much as there is. `video_seconds` are those submitted in a UTC day."""
+    """How much each tenant may have; 0: as much as there is. `video_seconds` are those submitted in a UTC day.
+
+    `input_bytes` tells what the inputs of a task, by its id, take on the disk, and whether it is just being submitted.
+    """
 
     queued_tasks: int = 0
     running_tasks: int = 0
     stored_bytes: int = 0
     video_seconds: int = 0
+    input_bytes: Callable[[str, bool], int] = lambda task_id, is_new: 0
 
 
 NO_QUOTAS = Quotas()

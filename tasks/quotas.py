@@ -6,9 +6,11 @@ is cancelled before it ever started are given back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, time, timedelta
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, or_, select, update
 
 from tasks.disk import Demand
 from tasks.model import Status, Task
@@ -17,6 +19,11 @@ from tasks.schema import tasks, uploads, video_days
 
 RETRY_SECONDS = 30
 """When to ask again where a task that starts would make room."""
+
+_SAMPLE_BYTES, _PIXEL_BYTES = 2, 3
+"""Of a canonical recording and a canonical picture: 16 bits a sample, and three colours before they are packed."""
+
+_FACTS = (("samples", "channels"), ("width", "height"))
 
 OPEN = tasks.c.status.in_([status.value for status in Status if not status.ended])
 
@@ -40,7 +47,8 @@ def demand(db: Connection, *which: ColumnElement[bool]) -> Demand:
 def take(db: Connection, quotas: Quotas, task: Task, now: datetime) -> None:
     """Count a new task for its tenant. Raises QuotaExceeded."""
     check_tasks(db, quotas, task.tenant)
-    check_bytes(db, quotas, task.tenant, Demand.of(task.plan).bytes)
+    if quotas.stored_bytes:
+        check_bytes(db, quotas, task.tenant, Demand.of(task.plan).bytes + quotas.input_bytes(task.id, True))
     if quotas.video_seconds:
         _take_video(db, quotas.video_seconds, task, now)
 
@@ -64,17 +72,33 @@ def check_tasks(db: Connection, quotas: Quotas, tenant: str) -> None:
 def check_bytes(db: Connection, quotas: Quotas, tenant: str, more: int) -> None:
     """Raise QuotaExceeded where the tenant may not keep `more` bytes.
 
-    Uploads count as they were sent, ended tasks as their files were counted, and others with all that they may write.
+    Uploads count as they were decoded, or as they were sent where that is more; ended tasks as their files were
+    counted; others with their inputs and all that they may write. A recording of ten hours' silence is sent in a few
+    kilobytes, and a minute of it takes megabytes.
     """
     if not quotas.stored_bytes:
         return
-    uploaded = select(func.coalesce(func.sum(uploads.c.size_bytes), 0)).where(uploads.c.tenant == tenant)
     own = tasks.c.tenant == tenant
     counted = select(func.coalesce(func.sum(tasks.c.stored_bytes), 0)).where(own)
-    yet = demand(db, own, or_(OPEN, tasks.c.stored_bytes.is_(None))).bytes
-    used = int(db.execute(uploaded).scalar_one()) + int(db.execute(counted).scalar_one()) + yet
+    uncounted = (own, or_(OPEN, tasks.c.stored_bytes.is_(None)))
+    ids = db.execute(select(tasks.c.id).where(*uncounted)).scalars()
+    inputs = sum(quotas.input_bytes(task_id, False) for task_id in ids)
+    used = _uploaded(db, tenant) + int(db.execute(counted).scalar_one()) + demand(db, *uncounted).bytes + inputs
     if used + more > quotas.stored_bytes:
         raise QuotaExceeded(f"{quotas.stored_bytes} bytes may be stored for one tenant; delete tasks that have ended")
+
+
+def decoded_bytes(media: Mapping[str, Any]) -> int:
+    """Return at most how many bytes a canonical medium takes, by what is known of it."""
+    samples, pixels = (int(media.get(one, 0)) * int(media.get(other, 0)) for one, other in _FACTS)
+    return samples * _SAMPLE_BYTES + pixels * _PIXEL_BYTES
+
+
+def _uploaded(db: Connection, tenant: str) -> int:
+    samples, pixels = (uploads.c.media[one].as_integer() * uploads.c.media[other].as_integer() for one, other in _FACTS)
+    decoded = func.coalesce(samples * _SAMPLE_BYTES, pixels * _PIXEL_BYTES, 0)
+    larger = case((decoded > uploads.c.size_bytes, decoded), else_=uploads.c.size_bytes)
+    return int(db.execute(select(func.coalesce(func.sum(larger), 0)).where(uploads.c.tenant == tenant)).scalar_one())
 
 
 def _take_video(db: Connection, most: int, task: Task, now: datetime) -> None:

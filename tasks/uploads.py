@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Engine, delete, func, insert, select, update
 
 from tasks.policy import Quotas
-from tasks.quotas import check_bytes
+from tasks.quotas import check_bytes, decoded_bytes
 from tasks.schema import uploads
 
 USE_GRAIN = timedelta(minutes=5)
@@ -48,7 +48,7 @@ class Uploads:
     def add(self, upload: Upload) -> None:
         """Insert an upload. Raises QuotaExceeded."""
         with self._writing.begin() as db:
-            check_bytes(db, self._quotas, upload.tenant, upload.size_bytes)
+            check_bytes(db, self._quotas, upload.tenant, max(upload.size_bytes, decoded_bytes(upload.media)))
             db.execute(insert(uploads).values(asdict(upload)))
 
     def get(self, path: str, tenant: str) -> Upload | None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 from redis import Redis
 from werkzeug.test import TestResponse
@@ -19,7 +21,7 @@ from werkzeug.test import TestResponse
 from tasks.model import Event
 from tasks.quotas import QuotaExceeded
 from tests.conftest import needs_package
-from tests.web.conftest import Serve, Service, form
+from tests.web.conftest import Serve, Service, form, png
 from web import limits
 from web.limits import network
 
@@ -302,3 +304,44 @@ def test_bytes_stored_are_those_of_uploads_and_of_tasks(serve: Serve) -> None:
     large = {"type": "audio", "file": (io.BytesIO(bytes(3 * 2**20)), "a.wav")}
     assert service.client.post("/api/v1/upload", data=large).status_code == 429
     assert service.queued() == 1
+
+
+def silence(seconds: int) -> bytes:
+    """Return a recording that is small as it is sent and large as it is kept."""
+    out = io.BytesIO()
+    with av.open(out, "w", format="flac") as file:
+        stream = file.add_stream("flac", rate=48_000, layout="mono")
+        for _ in range(seconds):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 48_000), np.int16), "s16", "mono")
+            frame.sample_rate = 48_000
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return out.getvalue()
+
+
+def test_what_is_small_as_it_is_sent_counts_as_it_is_kept(serve: Serve) -> None:
+    """Forty seconds of silence: some kilobytes of FLAC, four megabytes of WAV."""
+    sent = silence(40)
+    assert len(sent) < 100_000
+    service = serve(quotas={"stored_bytes": 3 * 2**20})
+    upload = {"type": "audio", "file": (io.BytesIO(sent), "a.flac")}
+    assert service.client.post("/api/v1/upload", data=upload).status_code == 429
+    refused = service.client.post("/api/v1/generate", data=form(audio=(io.BytesIO(sent), "a.flac"), num_clip=1))
+    assert (refused.status_code, refused.json["error_code"]) == (429, "quota_exceeded")
+    assert (service.queued(), service.files()) == (0, [])
+
+    service = serve(quotas={"stored_bytes": 10 * 2**20}, data_dir=str(service.settings.data_dir / "larger"))
+    for status in (201, 429):  # the first has its recording, and two megabytes that it may write
+        asked = form(audio=(io.BytesIO(sent), "a.flac"), num_clip=1)
+        assert service.client.post("/api/v1/generate", data=asked).status_code == status
+    assert service.queued() == 1
+
+
+def test_an_upload_that_several_tasks_use_is_kept_once(serve: Serve) -> None:
+    service = serve(quotas={"stored_bytes": 14 * 2**20})
+    upload = {"type": "audio", "file": (io.BytesIO(silence(40)), "a.flac")}
+    path = service.client.post("/api/v1/upload", data=upload).json["path"]
+    fields = {name: value for name, value in form(audio_path=path, num_clip="1").items() if name != "audio"}
+    for _ in range(3):
+        sent = {**fields, "image": (io.BytesIO(png()), "me.png")}
+        assert service.client.post("/api/v1/generate", data=sent).status_code == 201
