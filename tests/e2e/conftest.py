@@ -11,6 +11,7 @@ import sys
 import time
 import wave
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import yaml
 from PIL import Image
 
 from tests.conftest import ROOT
-from tests.tasks.conftest import ready_video, write_video  # noqa: F401 - a fixture
+from tests.tasks.conftest import kill, ready_video, write_video  # noqa: F401 - a fixture
 from utils.process import marked
 
 
@@ -85,14 +86,18 @@ class Service:
             return []
         master = psutil.Process(self.process.pid)
         workers = master.children()
-        return [master, *workers, *(child for worker in workers for child in worker.children())]
+        below: list[psutil.Process] = []
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):  # it was replaced meanwhile
+                below += worker.children()
+        return [master, *workers, *below]
 
     def kill(self) -> None:
         """kill -9 of the master and of all its workers."""
         own = self.processes()
-        for process in own:
-            process.kill()
-        psutil.wait_procs(own, timeout=10)
+        kill(own)
+        _, left = psutil.wait_procs(own, timeout=30)
+        assert left == []
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -136,8 +141,7 @@ class Service:
         """End everything, tasks' processes too."""
         self.stop()
         for folder in (self.data / "tasks").glob("*"):
-            for process in marked({"AVATAR_TASK_ID": folder.name}):
-                process.kill()
+            kill(marked({"AVATAR_TASK_ID": folder.name}))
 
 
 def fake_row(folder: Path, video: Path, behaviour: str = "copy", **changes: Any) -> dict[str, Any]:

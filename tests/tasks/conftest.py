@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -107,6 +108,13 @@ def kept_spawner() -> Iterator[KeptSpawner]:
     kept.own.close()
 
 
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """kill -9 of all; with its parent dies who asked for that, so some may be gone when their turn comes."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 class Bench:
     """A service without its HTTP: submit, wait, look."""
 
@@ -197,8 +205,7 @@ class Bench:
         for manager in self.managers:
             manager.stop()
             for task in manager.store.processing():
-                for process in self.processes_of(task):
-                    process.kill()
+                kill(self.processes_of(task))
             manager.store.close()
 
 

@@ -338,11 +338,11 @@ EVERY_CALL = [
 
 
 def hundred_snapshots(watched: GpuProbe) -> GpuSnapshot:
-    """Return a snapshot, after seeing that none takes time."""
+    """Return a snapshot, after seeing that none waits for NVML: a hundred would, for its deadline of 0.2 s each."""
     began = time.monotonic()
     for _ in range(100):
         told = watched.snapshot()
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 10
     return told
 
 

@@ -312,7 +312,7 @@ def test_an_issuer_that_never_answered_is_a_503(by_issuer: Service, issuer: Issu
 @pytest.fixture
 def key_set(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> jwks.KeySet:
     """The issuer's keys, fetched, with short deadlines, and asked for as often as there is a reason."""
-    monkeypatch.setattr(jwks, "_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(jwks, "_TIMEOUT_SECONDS", 1.0)
     monkeypatch.setattr(jwks, "_PAUSE_SECONDS", 0.0)
     made = jwks.KeySet(issuer.url)
     assert made.key("rsa") is not None
@@ -326,11 +326,11 @@ def test_an_issuer_that_drips_is_left_at_the_deadline_and_delays_nobody_whose_ke
     key_set._fetched_at -= jwks._FRESH_SECONDS + 1
     began = time.monotonic()
     assert key_set.key("rsa") is not None
-    assert time.monotonic() - began < 0.4, "a known key waited for the issuer"
+    assert not key_set._answered.is_set(), "a known key waited for the issuer"
     assert key_set.key("new") is None
     key_set._fetched_at -= jwks._FRESH_SECONDS
     assert key_set.key("rsa") is not None, "the last good keys were given up"
-    assert time.monotonic() - began < 5, "the header's drip was waited for"
+    assert time.monotonic() - began < 20, "the header's drip, of minutes, was waited for"
     assert issuer.asked >= 2
     assert key_set._answered.wait(10), "the issuer is still being asked"
 
