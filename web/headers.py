@@ -14,7 +14,12 @@ from config_loader import Settings
 SANDBOXED = "sandbox; default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'"
 """Policy of files that users made: a browser shows the picture or the video, and runs nothing in it."""
 
-ALLOWED_HEADERS = "Authorization, X-API-Key, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID, Range"
+ALLOWED_HEADERS = (
+    "Authorization, X-API-Key, Content-Type, Idempotency-Key, If-None-Match, If-Range, Last-Event-ID, Range, "
+    "X-Request-ID"
+)
+"""All that means something here."""
+
 EXPOSED_HEADERS = "ETag, Location, RateLimit, RateLimit-Policy, Retry-After, X-Log-Offset, X-Request-ID"
 
 _EVERY_ANSWER = {

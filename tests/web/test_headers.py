@@ -84,6 +84,7 @@ def test_a_page_of_a_configured_origin_may_ask_send_and_read(shared: Service) ->
     assert asked.headers["Access-Control-Allow-Origin"] == OURS
     assert set(asked.headers["Access-Control-Allow-Methods"].split(", ")) == {"DELETE", "GET", "HEAD"}
     assert asked.headers["Access-Control-Allow-Headers"] == ALLOWED_HEADERS
+    assert {"X-API-Key", "Idempotency-Key", "X-Request-ID", "If-Range"} <= set(ALLOWED_HEADERS.split(", "))
     for answer in (
         shared.client.post("/api/v1/generate", data=form(), headers={"Origin": OURS}),
         shared.client.get("/nowhere", headers={"Origin": OURS}),
