@@ -13,6 +13,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 
 import psutil
@@ -45,7 +46,8 @@ def back_up(source: Path, destination: Path, overwrite: bool = False) -> int:
     Raises BackupRefused.
     """
     destination = destination.absolute()
-    if destination.name in {source.name + part for part in _PARTS} and destination.parent == source.parent.resolve():
+    # A data folder may be reached by a link, and then has two names.
+    if destination.name in {source.name + part for part in _PARTS} and _is_same(destination.parent, source.parent):
         raise BackupRefused("a backup cannot be written over the database itself")
     if destination.exists() and not overwrite:
         raise BackupRefused(f"{destination} exists already; --force writes over it")
@@ -68,7 +70,7 @@ def restore(source: Path, database: Path, overwrite: bool = False) -> Path | Non
         raise BackupRefused(f"{database} is in use by process {names}: stop the service and its runners first")
     if database.exists() and not overwrite:
         raise BackupRefused(f"{database} exists; --force moves it aside and puts the backup in its place")
-    aside = database.with_name(f"{database.name}.before-restore-{time.strftime('%Y%m%dT%H%M%S')}")
+    aside = _free_name(database.with_name(f"{database.name}.before-restore-{time.strftime('%Y%m%dT%H%M%S')}"))
     with _finished(database) as temporary:
         copy(source, temporary)
         _refuse_damaged(temporary, "the backup is damaged")
@@ -147,6 +149,18 @@ def _finished(destination: Path) -> Iterator[Path]:
     finally:
         for part in (*_PARTS, "-journal"):
             Path(f"{temporary}{part}").unlink(missing_ok=True)
+
+
+def _is_same(folder: Path, other: Path) -> bool:
+    return folder.exists() and other.exists() and folder.samefile(other)
+
+
+def _free_name(path: Path) -> Path:
+    """Return the path, or one with a number behind it where there is something already: two restores in one second."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(
+        found for found in chain([path], numbered) if not any(Path(f"{found}{part}").exists() for part in _PARTS)
+    )
 
 
 def _move(source: Path, destination: Path) -> bool:

@@ -19,7 +19,7 @@ from flask.testing import FlaskCliRunner
 
 from app import CANNOT_START, create_app
 from config_loader import load_settings
-from tasks.backup import BackupRefused, back_up, findings
+from tasks.backup import BackupRefused, back_up, findings, restore
 from tasks.model import Event, Status
 from tasks.store import IdempotencyKey, Store
 from tests.conftest import ROOT
@@ -177,6 +177,31 @@ def test_a_backup_is_not_written_over_anything_unasked(runner: FlaskCliRunner, p
         refused = runner.invoke(args=["db", "backup", f"{path}{own}", "--force"])
         assert (refused.exit_code, "itself" in refused.output) == (1, True)
     assert read_rows(path) == 60
+
+
+def test_the_database_is_itself_by_whatever_name_its_folder_is_reached(path: Path, data: Path, tmp_path: Path) -> None:
+    """Else its own copy would take its place, and the service would write into a file that has no name any more."""
+    data.rename(tmp_path / "larger-disk")
+    data.symlink_to("larger-disk")
+    inode = path.stat().st_ino
+    for folder in (data, tmp_path / "larger-disk"):
+        for destination in (data, tmp_path / "larger-disk"):
+            with pytest.raises(BackupRefused, match="over the database itself"):
+                back_up(folder / path.name, destination / path.name, overwrite=True)
+    assert path.stat().st_ino == inode
+
+
+def test_two_restores_in_one_second_keep_both_databases(path: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.db"
+    back_up(path, kept)
+    inodes = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.backup.time.strftime", lambda _: "20261127T120000")
+        for _ in range(3):
+            inodes.append(path.stat().st_ino)
+            restore(kept, path, overwrite=True)
+    asides = sorted(path.parent.glob("avatar.db.before-restore-*"))
+    assert [aside.stat().st_ino for aside in asides] == inodes
 
 
 def test_a_backup_that_fails_leaves_what_was_there(runner: FlaskCliRunner, path: Path, tmp_path: Path) -> None:
