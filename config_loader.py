@@ -23,7 +23,7 @@ from tasks.engine_table import read_engine_table
 from tasks.policy import Policy, Quotas
 from tasks.profile import EngineTable
 from utils.failpoint import FailPoint
-from utils.setting_types import Folders, Hosts, HttpsUrl, LongSecret, Names, Networks, Origins
+from utils.setting_types import DatabaseUrl, Folders, Hosts, HttpsUrl, LongSecret, Names, Networks, Origins
 from utils.yaml_lines import FileError, read_document
 
 ROOT = Path(__file__).resolve().parent
@@ -192,7 +192,7 @@ class Settings(BaseSettings):
     port: int = Field(5000, ge=0, le=65535)
     workers: int = Field(1, ge=1, validation_alias="WEB_CONCURRENCY")
     data_dir: Path = Path("data")
-    database_url: str = ""
+    database_url: DatabaseUrl = ""
     database_busy_seconds: float = Field(10.0, gt=0)
     live_avatar_home: Path | None = Field(None, validation_alias="LIVE_AVATAR_HOME")
     engine_env_passthrough: Names = ()

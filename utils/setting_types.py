@@ -9,6 +9,8 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 _HOST = re.compile(r"\.?[a-z0-9-]+(\.[a-z0-9-]+)*|\[[0-9a-f:.]+\]")
 _ORIGIN = re.compile(r"https?://([a-z0-9-]+(\.[a-z0-9-]+)*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
@@ -41,6 +43,24 @@ def _safe_url(url: str) -> str:
     return url
 
 
+def _database_url(url: str) -> str:
+    """Return the URL of a database that all processes of the service find, whatever folder they run in."""
+    if not url:
+        return url
+    try:
+        made = make_url(url)
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
+        raise ValueError("is not the URL of a database, such as sqlite:////var/lib/avatar/avatar.db") from None
+    if made.get_backend_name() == "postgresql":
+        return url
+    if made.drivername not in ("sqlite", "sqlite+pysqlite"):
+        raise ValueError("must begin with sqlite:/// or postgresql://")
+    name = made.database or ""
+    if name in ("", ":memory:") or name.startswith("file:") or made.query:
+        raise ValueError("must name a file, plainly: every process of the service opens it for itself")
+    return f"sqlite:///{Path(name).expanduser().absolute()}"
+
+
 def _host(host: str) -> str:
     if not _HOST.fullmatch(host):
         raise ValueError("a host's name in small letters without a port; `.example.com` stands for all below it")
@@ -55,6 +75,7 @@ def _origin(origin: str) -> str:
     return origin
 
 
+DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 Names = Annotated[tuple[Annotated[str, AfterValidator(_passthrough_name)], ...], BeforeValidator(_split)]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)]
