@@ -23,7 +23,18 @@ from tasks.engine_table import read_engine_table
 from tasks.policy import Policy, Quotas
 from tasks.profile import EngineTable
 from utils.failpoint import FailPoint
-from utils.setting_types import DatabaseUrl, Folders, Hosts, HttpsUrl, LongSecret, Names, Networks, Origins
+from utils.setting_types import (
+    DatabaseUrl,
+    Folder,
+    Folders,
+    Hosts,
+    HttpsUrl,
+    LongSecret,
+    MaybeFolder,
+    Names,
+    Networks,
+    Origins,
+)
 from utils.yaml_lines import FileError, read_document
 
 ROOT = Path(__file__).resolve().parent
@@ -191,10 +202,10 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(5000, ge=0, le=65535)
     workers: int = Field(1, ge=1, validation_alias="WEB_CONCURRENCY")
-    data_dir: Path = Path("data")
+    data_dir: Folder = Path("data")
     database_url: DatabaseUrl = ""
     database_busy_seconds: float = Field(10.0, gt=0)
-    live_avatar_home: Path | None = Field(None, validation_alias="LIVE_AVATAR_HOME")
+    live_avatar_home: MaybeFolder = Field(None, validation_alias="LIVE_AVATAR_HOME")
     engine_env_passthrough: Names = ()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     failpoint: str = ""
@@ -223,7 +234,7 @@ class Settings(BaseSettings):
         return self
 
     def model_post_init(self, context: Any) -> None:
-        object.__setattr__(self, "data_dir", self.data_dir.expanduser().absolute())
+        object.__setattr__(self, "data_dir", self.data_dir.expanduser().absolute())  # the default is not validated
         if not self.database_url:
             object.__setattr__(self, "database_url", f"sqlite:///{self.data_dir / 'avatar.db'}")
 

@@ -288,3 +288,21 @@ def test_a_database_whose_package_is_missing_is_refused_in_words(tmp_path: Path)
     ):
         patch.setattr("tasks.schema.create_engine", lambda *args, **kwargs: __import__("nobody_has_this"))
         Store("postgresql://u:p@127.0.0.1/x", tmp_path)
+
+
+def test_engines_find_the_checkout_wherever_they_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given, found in (("../LiveAvatar", f"{tmp_path}/../LiveAvatar"), ("/opt/la", "/opt/la"), ("", None)):
+        monkeypatch.setenv("LIVE_AVATAR_HOME", given)
+        settings = load_settings()
+        assert settings.live_avatar_home == (Path(found) if found else None)
+        assert engine_environment(settings, {}).get("LIVE_AVATAR_HOME") == found
+
+
+def test_an_empty_variable_is_no_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVATAR_DATA_DIR", "")
+    with pytest.raises(ConfigError, match="data_dir: Value error, must name a folder"):
+        load_settings()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AVATAR_DATA_DIR", "own")
+    assert load_settings().data_dir == tmp_path / "own"

@@ -61,6 +61,18 @@ def _database_url(url: str) -> str:
     return f"sqlite:///{Path(name).expanduser().absolute()}"
 
 
+def _named(path: object) -> object:
+    """An empty variable would stand for the folder in which the service happens to start."""
+    if path == "":
+        raise ValueError("must name a folder")
+    return path
+
+
+def _absolute(path: Path) -> Path:
+    """Engines and runners work in other folders than the one that a relative path was written for."""
+    return path.expanduser().absolute()
+
+
 def _host(host: str) -> str:
     if not _HOST.fullmatch(host):
         raise ValueError("a host's name in small letters without a port; `.example.com` stands for all below it")
@@ -77,6 +89,8 @@ def _origin(origin: str) -> str:
 
 DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 Names = Annotated[tuple[Annotated[str, AfterValidator(_passthrough_name)], ...], BeforeValidator(_split)]
+Folder = Annotated[Path, BeforeValidator(_named), AfterValidator(_absolute)]
+MaybeFolder = Annotated[Folder | None, BeforeValidator(lambda path: None if path == "" else path)]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)]
 Hosts = Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_split)]
