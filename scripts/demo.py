@@ -16,7 +16,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from client import Client, ClientError, Task
+from utils.process import die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE, AUDIO = ROOT / "samples" / "portrait.png", ROOT / "samples" / "speech.wav"
@@ -31,38 +33,75 @@ OUTPUT = ROOT / "demo-output"
 START_SECONDS, JOB_SECONDS = 60, 600
 
 
+INTERRUPTED = 130
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, and what a terminal or a machine says that closes."""
+
+
 def main() -> int:
-    """Run the demo; return 0 when the video is there."""
-    with tempfile.TemporaryDirectory(prefix="avatar-demo-") as data, socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        print(f"starting the service on {url}")
-        with (Path(data) / "server.log").open("wb") as log:
-            server = _start(listener, Path(data), log)
-        try:
+    """Run the demo; return 0 when the video is there. However it ends, nothing that it started is left."""
+    for number in ENDS:
+        signal.signal(number, _interrupt)
+    try:
+        with tempfile.TemporaryDirectory(prefix="avatar-demo-") as data:
+            return _with_service(Path(data))
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _with_service(data: Path) -> int:
+    log = data / "server.log"
+    try:
+        with _service(data, log) as url:
             return _job(url)
-        except (OSError, TimeoutError, RuntimeError, ClientError) as error:
-            print(f"the demo failed: {error}\n--- the service's log ---", file=sys.stderr)
-            print((Path(data) / "server.log").read_text(errors="replace")[-4000:], file=sys.stderr)
-            return 1
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait(30)
-            print("the service has stopped")
+    except (OSError, TimeoutError, RuntimeError, ClientError) as error:
+        print(f"the demo failed: {error}\n--- the service's log ---", file=sys.stderr)
+        print(log.read_text(errors="replace")[-4000:], file=sys.stderr)
+        return 1
 
 
-def _start(listener: socket.socket, data: Path, log: Any) -> subprocess.Popen[bytes]:
-    # The service inherits the listening socket: no other program can take the port in between.
+def _prepare() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+    die_with_parent()
+
+
+@contextmanager
+def _service(data: Path, log: Path) -> Iterator[str]:
+    """Run the service; yield its address."""
+    # It inherits the listening socket, so that no other program can take the port in between. A Ctrl-C is not for it:
+    # it is still needed to cancel the task.
     own = {"AVATAR_DATA_DIR": str(data), "AVATAR_CONFIG": "default", "WEB_CONCURRENCY": "1"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AVATAR_")}
-    command = [sys.executable, "-m", "gunicorn", "-c", "configs/gunicorn.conf.py", "-b", f"fd://{listener.fileno()}"]
-    return subprocess.Popen(
-        [*command, "app:create_app()"],
-        cwd=ROOT,
-        env={**kept, **own},
-        pass_fds=(listener.fileno(),),
-        stdout=log,
-        stderr=log,
-    )
+    with socket.create_server(("127.0.0.1", 0)) as listener, log.open("wb") as out:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        print(f"starting the service on {url}", flush=True)
+        command = [
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "-c",
+            "configs/gunicorn.conf.py",
+            "-b",
+            f"fd://{listener.fileno()}",
+        ]
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # until it is known what is to be stopped
+        server = subprocess.Popen(
+            [*command, "app:create_app()"], cwd=ROOT, env={**kept, **own}, pass_fds=(listener.fileno(),), stdout=out,
+            stderr=out, start_new_session=True, preexec_fn=_prepare,
+        )  # fmt: skip
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+        yield url
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # it is on its way out
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
+        print("the service has stopped")
 
 
 def _job(url: str) -> int:
@@ -70,7 +109,12 @@ def _job(url: str) -> int:
     print(f"submitting {IMAGE.relative_to(ROOT)} and {AUDIO.relative_to(ROOT)}")
     task = Client(url).generate(IMAGE, AUDIO, "A friendly presenter speaks to the camera.", size="704*384")
     print(f"task {task.task_id}: {task.answer['plan']['video_seconds']:g} s of video by engine {task.answer['engine']}")
-    task = _follow(task)
+    try:
+        task = _follow(task)
+    except BaseException:
+        with suppress(ClientError):
+            task.cancel().wait()  # else its engine would go on in a folder that is about to go
+        raise
     if task.status != "completed":
         raise RuntimeError(f"the task is {task.status}: {task.answer['error']}")
     OUTPUT.mkdir(exist_ok=True)
