@@ -49,6 +49,8 @@ def back_up(source: Path, destination: Path, overwrite: bool = False) -> int:
     # A data folder may be reached by a link, and then has two names.
     if destination.name in {source.name + part for part in _PARTS} and _is_same(destination.parent, source.parent):
         raise BackupRefused("a backup cannot be written over the database itself")
+    if destination.exists() and not destination.is_file():
+        raise BackupRefused(f"{destination} is no file that a backup could take the place of")
     if destination.exists() and not overwrite:
         raise BackupRefused(f"{destination} exists already; --force writes over it")
     if not source.is_file():

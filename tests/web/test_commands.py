@@ -191,6 +191,16 @@ def test_the_database_is_itself_by_whatever_name_its_folder_is_reached(path: Pat
     assert path.stat().st_ino == inode
 
 
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_backup_takes_the_place_of_no_device(runner: FlaskCliRunner, tmp_path: Path, force: list[str]) -> None:
+    """As root, `db backup /dev/null --force` would leave the machine without it."""
+    os.mkfifo(tmp_path / "pipe")
+    refused = runner.invoke(args=["db", "backup", str(tmp_path / "pipe"), *force])
+    assert refused.exit_code in (1, 2)
+    assert "Error: " in refused.output
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_two_restores_in_one_second_keep_both_databases(path: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept.db"
     back_up(path, kept)
