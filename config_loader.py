@@ -34,6 +34,7 @@ from utils.setting_types import (
     Names,
     Networks,
     Origins,
+    sqlite_url,
 )
 from utils.yaml_lines import FileError, read_document
 
@@ -236,7 +237,7 @@ class Settings(BaseSettings):
     def model_post_init(self, context: Any) -> None:
         object.__setattr__(self, "data_dir", self.data_dir.expanduser().absolute())  # the default is not validated
         if not self.database_url:
-            object.__setattr__(self, "database_url", f"sqlite:///{self.data_dir / 'avatar.db'}")
+            object.__setattr__(self, "database_url", sqlite_url(self.data_dir / "avatar.db"))
 
     @classmethod
     def settings_customise_sources(

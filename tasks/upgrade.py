@@ -21,6 +21,7 @@ from tasks.backup import BackupRefused, copy, findings
 from tasks.folders import Folders
 from tasks.schema import HEAD, open_database, sqlite_file
 from tasks.trouble import DataRefused, Trouble, trouble_of
+from utils.setting_types import sqlite_url
 
 CHECKED_BYTES = 64 * 2**20
 """Up to this size a database is read whole before each start: a quarter of a second. SQLite itself notices a larger one
@@ -177,7 +178,7 @@ def _try_on_copy(path: Path, data: Path, migrations: Path, head: str) -> None:
     trial = scratch / f"migration-{secrets.token_hex(8)}.db"
     try:
         copy(path, trial)
-        engine = open_database(f"sqlite:///{trial}")
+        engine = open_database(sqlite_url(trial))
         try:
             _upgrade(engine, migrations, head)
         finally:

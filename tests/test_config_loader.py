@@ -306,3 +306,13 @@ def test_an_empty_variable_is_no_data_folder(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AVATAR_DATA_DIR", "own")
     assert load_settings().data_dir == tmp_path / "own"
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b", "ä b", "a@b:c"])
+def test_a_data_folder_of_any_name_holds_its_database(tmp_path: Path, name: str) -> None:
+    settings = load_settings({"data_dir": str(tmp_path / name)})
+    (tmp_path / name).mkdir()
+    Store(settings.database_url, settings.data_dir).close()
+    assert (tmp_path / name / "avatar.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert load_settings({"database_url": settings.database_url}).database_url == settings.database_url

@@ -9,7 +9,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 _HOST = re.compile(r"\.?[a-z0-9-]+(\.[a-z0-9-]+)*|\[[0-9a-f:.]+\]")
@@ -58,7 +58,12 @@ def _database_url(url: str) -> str:
     name = made.database or ""
     if name in ("", ":memory:") or name.startswith("file:") or made.query:
         raise ValueError("must name a file, plainly: every process of the service opens it for itself")
-    return f"sqlite:///{Path(name).expanduser().absolute()}"
+    return sqlite_url(Path(name).expanduser().absolute())
+
+
+def sqlite_url(path: Path) -> str:
+    """Return the URL of an SQLite file; a `?` or `%` in its name is a part of the name."""
+    return URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
 
 
 def _named(path: object) -> object:
