@@ -56,6 +56,11 @@ class ConfigError(ValueError):
     """The settings or the engine table cannot be used; the text says which key and why."""
 
 
+_YEAR = 365 * 86_400
+_CENTURY_HOURS = 876_000
+"""Bounds of times: beyond, a clock, a timer or a date of the system is at its end, and `inf` is no time."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,8 +75,8 @@ class SlotSettings(_Section):
 
 class GpuSettings(_Section):
     policy: Literal["latency", "throughput"] = "latency"
-    patience_seconds: float = Field(600.0, ge=0)
-    release_seconds: float = Field(60.0, ge=0)
+    patience_seconds: float = Field(600.0, ge=0, le=_YEAR)
+    release_seconds: float = Field(60.0, ge=0, le=_YEAR)
 
 
 class EngineSettings(_Section):
@@ -84,20 +89,20 @@ class InputSettings(_Section):
     max_image_bytes: int = Field(20 * 2**20, gt=0)
     max_audio_bytes: int = Field(512 * 2**20, gt=0)
     max_image_pixels: int = Field(40_000_000, ge=64 * 64)
-    max_audio_seconds: float = Field(10_800.0, ge=0.2)
-    decode_seconds: float = Field(120.0, gt=0)
+    max_audio_seconds: float = Field(10_800.0, ge=0.2, le=_YEAR)
+    decode_seconds: float = Field(120.0, gt=0, le=86_400)
     decoders: int = Field(3, ge=1)
     allow_urls: bool = True
-    fetch_seconds: float = Field(60.0, gt=0)
+    fetch_seconds: float = Field(60.0, gt=0, le=86_400)
     allowed_networks: Networks = ()
 
 
 class HttpSettings(_Section):
     max_waiters: int = Field(256, ge=0)
-    heartbeat_seconds: float = Field(15.0, gt=0)
+    heartbeat_seconds: float = Field(15.0, gt=0, le=3600)
     trusted_proxies: Networks = ()
     trusted_hosts: Hosts = ()
-    body_seconds: float = Field(120.0, gt=0)
+    body_seconds: float = Field(120.0, gt=0, le=86_400)
     accel_prefix: str = Field("", pattern=r"^(/[A-Za-z0-9_-]+/)?$")
 
 
@@ -113,7 +118,7 @@ class AuthSettings(_Section):
     issuer: str = ""
     audience: str = ""
     tenant_claim: str = Field("tenant", min_length=1)
-    link_seconds: float = Field(3600.0, gt=0)
+    link_seconds: float = Field(3600.0, gt=0, le=_YEAR)
 
     @property
     def takes_tokens(self) -> bool:
@@ -151,11 +156,11 @@ class DiskSettings(_Section):
 
 
 class RetentionSettings(_Section):
-    results_hours: float = Field(168.0, ge=0)
-    inputs_hours: float = Field(24.0, ge=0)
-    logs_hours: float = Field(168.0, ge=0)
-    uploads_hours: float = Field(24.0, ge=0)
-    records_days: float = Field(90.0, ge=0)
+    results_hours: float = Field(168.0, ge=0, le=_CENTURY_HOURS)
+    inputs_hours: float = Field(24.0, ge=0, le=_CENTURY_HOURS)
+    logs_hours: float = Field(168.0, ge=0, le=_CENTURY_HOURS)
+    uploads_hours: float = Field(24.0, ge=0, le=_CENTURY_HOURS)
+    records_days: float = Field(90.0, ge=0, le=36_500)
     max_bytes: int = Field(0, ge=0)
     sweep_seconds: float = Field(60.0, gt=0, le=3600)
 
@@ -185,9 +190,9 @@ class RunnerLimitSettings(_Section):
 
 class RunnerSettings(_Section):
     max_attempts: int = Field(2, ge=1)
-    heartbeat_seconds: float = Field(10.0, gt=0)
-    lease_seconds: float = Field(120.0, gt=0)
-    poll_seconds: float = Field(0.25, gt=0)
+    heartbeat_seconds: float = Field(10.0, gt=0, le=3600)
+    lease_seconds: float = Field(120.0, gt=0, le=_YEAR)
+    poll_seconds: float = Field(0.25, gt=0, le=60)
     limits: RunnerLimitSettings = RunnerLimitSettings()
 
 
@@ -205,7 +210,7 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=1, validation_alias="WEB_CONCURRENCY")
     data_dir: Folder = Path("data")
     database_url: DatabaseUrl = ""
-    database_busy_seconds: float = Field(10.0, gt=0)
+    database_busy_seconds: float = Field(10.0, gt=0, le=3600)
     live_avatar_home: MaybeFolder = Field(None, validation_alias="LIVE_AVATAR_HOME")
     engine_env_passthrough: Names = ()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -19,6 +19,7 @@ from config_loader import (
 )
 from tasks.store import Store
 from tasks.trouble import DataRefused
+from tests.conftest import NOON
 
 
 @pytest.fixture(autouse=True)
@@ -316,3 +317,24 @@ def test_a_data_folder_of_any_name_holds_its_database(tmp_path: Path, name: str)
     assert (tmp_path / name / "avatar.db").is_file()
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert load_settings({"database_url": settings.database_url}).database_url == settings.database_url
+
+
+def times() -> list[str]:
+    """Return the names of all settings that are times, or any other number that need not be whole."""
+    values = leaves(Settings.model_validate({}).model_dump())
+    return [name for name, value in values.items() if isinstance(value, float)]
+
+
+@pytest.mark.parametrize("name", times())
+@pytest.mark.parametrize("number", ["inf", "nan", "1e308", "1e11"])
+def test_a_time_that_no_clock_can_tell_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, number: str) -> None:
+    monkeypatch.setenv(f"AVATAR_{name.upper().replace('.', '__')}", number)
+    with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
+        load_settings()
+
+
+def test_what_is_kept_for_a_century_has_a_date(tmp_path: Path) -> None:
+    ages = dict.fromkeys(("results_hours", "inputs_hours", "logs_hours", "uploads_hours"), 876_000)
+    policy = load_settings({"retention": {**ages, "records_days": 36_500}}).retention.policy()
+    assert policy.expires_at(NOON) is not None
+    assert None not in {NOON - age for age in (policy.results, policy.inputs, policy.logs, policy.uploads) if age}

@@ -102,5 +102,5 @@ Hosts = Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValid
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_split)]
 LongSecret = Annotated[SecretStr, AfterValidator(_long_secret)]
 HttpsUrl = Annotated[str, AfterValidator(_safe_url)]
-Delays = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_split)]
+Delays = Annotated[tuple[Annotated[float, Field(ge=0, le=30 * 86_400)], ...], BeforeValidator(_split)]
 """Seconds to wait before the second try, the third, and so on."""
