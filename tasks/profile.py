@@ -28,6 +28,22 @@ class _Checked:
         return {"type": "function-after", "function": function, "schema": handler(source)}
 
 
+@dataclass(frozen=True, slots=True)
+class _Between:
+    """Marks a number that must lie between two others, both included; `nan` and `inf` never do."""
+
+    least: float
+    most: float
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        return {"type": "function-after", "function": {"type": "no-info", "function": self}, "schema": handler(source)}
+
+    def __call__(self, number: float) -> float:
+        if not self.least <= number <= self.most:
+            raise ValueError(f"must be between {self.least:,} and {self.most:,}")
+        return number
+
+
 def _known_size(text: str) -> str:
     if text not in SIZES:
         raise ValueError(f"no such size: {text}; there are: {', '.join(SIZES)}")
@@ -44,6 +60,10 @@ def _regular_expression(text: str) -> str:
 
 Size = Annotated[str, _Checked(_known_size)]
 Regex = Annotated[str, _Checked(_regular_expression)]
+Seconds = Annotated[float, _Between(0, 365 * 86_400)]
+Rate = Annotated[float, _Between(0, 1_000_000)]
+Few = Annotated[int, _Between(1, 1_000)]
+Share = Annotated[float, _Between(0, 0.99)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +74,9 @@ class Estimate:
     """
 
     __pydantic_config__: ClassVar = _STRICT
-    load_seconds: float = 1.0
-    seconds_per_frame: float = 0.0
-    seconds_per_clip_step: float = 0.0
+    load_seconds: Seconds = 1.0
+    seconds_per_frame: Rate = 0.0
+    seconds_per_clip_step: Rate = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +88,11 @@ class Build:
     """
 
     __pydantic_config__: ClassVar = _STRICT
-    capability: float = 0.0
+    capability: Rate = 0.0
     args: tuple[str, ...] = ()
-    base_gib: float
-    gib_per_megapixel: float = 0.0
-    margin: float = 0.1
+    base_gib: Rate
+    gib_per_megapixel: Rate = 0.0
+    margin: Share = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +109,7 @@ class Patterns:
     phases: dict[Phase, Regex] = field(default_factory=dict)
     loading: Regex = ""
     step: Regex = ""
-    steps_per_clip: int = 1
+    steps_per_clip: Few = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,11 +134,11 @@ class Profile:
     script: str
     args: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
-    gpus: int = 0
+    gpus: Annotated[int, _Between(0, 1_000)] = 0
     builds: tuple[Build, ...] = ()
-    steps: int | None = None
+    steps: Few | None = None
     steps_reason: str = "this hardware runs a fixed number of steps"
-    max_steps: int | None = None
+    max_steps: Few | None = None
     online_decode: bool = True
     max_size: Size = ""
     fall_to: tuple[Size, ...] = ()
@@ -126,12 +146,12 @@ class Profile:
     retry_on: tuple[ErrorCode, ...] = ()
     experimental: bool = False
     output_formats: tuple[OutputFormat, ...] = ()
-    extra_frames: int = 0
-    seconds_tolerance: float = 0.0
-    grace_seconds: float = 10.0
-    run_timeout_seconds: float = 0.0
-    silence_timeout_seconds: float = 0.0
-    first_clip_silence_seconds: float = 0.0
+    extra_frames: Annotated[int, _Between(0, 1_000_000)] = 0
+    seconds_tolerance: Seconds = 0.0
+    grace_seconds: Seconds = 10.0
+    run_timeout_seconds: Seconds = 0.0
+    silence_timeout_seconds: Seconds = 0.0
+    first_clip_silence_seconds: Seconds = 0.0
     estimate: Estimate = field(default_factory=Estimate)
     progress: Patterns = field(default_factory=Patterns)
 

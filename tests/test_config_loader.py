@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -338,3 +339,39 @@ def test_what_is_kept_for_a_century_has_a_date(tmp_path: Path) -> None:
     policy = load_settings({"retention": {**ages, "records_days": 36_500}}).retention.policy()
     assert policy.expires_at(NOON) is not None
     assert None not in {NOON - age for age in (policy.results, policy.inputs, policy.logs, policy.uploads) if age}
+
+
+def numbers(value: object, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yield where in a document numbers stand."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from numbers(inner, (*place, key))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield place
+
+
+def test_a_number_of_the_table_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    """A grace of `.nan` would never be over, and a margin of 1 divide by nothing where a task is submitted."""
+    shipped = (ROOT / "configs" / "engines.yaml").read_text()
+    places = {(place[1], place[-1]): place for place in numbers(yaml.safe_load(shipped))}
+    assert len(places) > 15
+    for place in places.values():
+        for wrong in (float("inf"), float("nan"), -1, -0.5, 1e12):
+            table = yaml.safe_load(shipped)
+            inner = table
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = wrong
+            (tmp_path / "engines.yaml").write_text(yaml.safe_dump(table))
+            with pytest.raises(ConfigError, match=rf"{place[-1]}: "):
+                load_engines(load_settings({"engines": {"table": str(tmp_path / "engines.yaml")}}))
+
+
+@pytest.mark.parametrize("margin", [1, 10])
+def test_a_margin_is_a_share(tmp_path: Path, margin: int) -> None:
+    shipped = (ROOT / "configs" / "engines.yaml").read_text()
+    table = yaml.safe_load(shipped)
+    table["engines"]["live_avatar"]["profiles"][0]["builds"][0]["margin"] = margin
+    (tmp_path / "engines.yaml").write_text(yaml.safe_dump(table))
+    with pytest.raises(ConfigError, match=r"margin: must be between 0 and 0\.99"):
+        load_engines(load_settings({"engines": {"table": str(tmp_path / "engines.yaml")}}))
