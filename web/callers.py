@@ -30,6 +30,9 @@ nothing, but what is sent must be good."""
 
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9.-]+))(?::[0-9]{1,5})?")
 _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+_PROXIES = ("Forwarded", "Via", "X-Real-Ip", "X-Client-Ip", "Cf-Connecting-Ip", "True-Client-Ip")
+"""Headers by which a proxy is known that sends no X-Forwarded-*, as WSGI writes their names."""
+
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _ASK_AGAIN_SECONDS = 15
 
@@ -149,7 +152,7 @@ def _is_from(networks: Networks) -> bool:
 
 
 def _is_forwarded() -> bool:
-    return any(name == "Forwarded" or name.startswith("X-Forwarded-") for name, _ in request.headers)
+    return any(name in _PROXIES or name.startswith("X-Forwarded-") for name, _ in request.headers)
 
 
 def _sent_any() -> bool:

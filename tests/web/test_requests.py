@@ -184,7 +184,19 @@ def test_another_host_is_403_at_every_address(spotless: Service, host: str, path
 
 
 @pytest.mark.parametrize(
-    "name", ["Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "x-forwarded-anything"]
+    "name",
+    [
+        "Forwarded",
+        "X-Forwarded-For",
+        "X-Forwarded-Host",
+        "X-Forwarded-Proto",
+        "x-forwarded-anything",
+        "Via",
+        "X-Real-IP",
+        "x-client-ip",
+        "CF-Connecting-IP",
+        "True-Client-IP",
+    ],
 )
 def test_a_request_that_came_through_a_proxy_is_403(spotless: Service, name: str) -> None:
     assert spotless.client.get(TASKS, headers={name: "127.0.0.1"}).status_code == 403
