@@ -27,6 +27,7 @@ TYPES: Mapping[str, str] = {
     ".png": "image/png",
 }
 _ONE_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-[0-9]{1,18})")
+_LAST_BYTES = re.compile(r"bytes=-([0-9]{1,18})")
 
 
 def send(manager: TaskManager, links: Links, accel_prefix: str, task_id: str, name: str) -> Response:
@@ -46,6 +47,8 @@ def send(manager: TaskManager, links: Links, accel_prefix: str, task_id: str, na
         sensible = _is_one_range(request.headers.get("Range"))
         if not sensible:
             request.environ.pop("HTTP_RANGE", None)
+        else:
+            _ask_for_no_more_than_all(path)
         response = _file(path, f"{task_id}{path.suffix}", as_attachment)
         if accel_prefix and sensible:  # nginx would answer some of the others 416
             response = _handed_over(response, accel_prefix + quote(str(path.relative_to(manager.folders.results))))
@@ -67,6 +70,13 @@ def _handed_over(response: Response, address: str) -> Response:
 def _file(path: Path, download_name: str, as_attachment: bool) -> Response:
     kind = TYPES.get(path.suffix, "application/octet-stream")
     return send_file(path, kind, as_attachment, download_name=download_name)
+
+
+def _ask_for_no_more_than_all(path: Path) -> None:
+    """Make of a range that asks for more last bytes than there are the whole file, as RFC 9110 has it."""
+    found = _LAST_BYTES.fullmatch(request.environ.get("HTTP_RANGE", ""))
+    if found is not None and int(found[1]) > path.stat().st_size > 0:
+        request.environ["HTTP_RANGE"] = "bytes=0-"  # which Werkzeug knows how to answer
 
 
 def _is_one_range(asked: str | None) -> bool:

@@ -44,7 +44,16 @@ def test_a_download_is_an_attachment_named_after_the_task(published: Get) -> Non
 
 @pytest.mark.parametrize(
     ("asked", "first", "last"),
-    [("bytes=0-9", 0, 9), ("bytes=90-", 90, 99), ("bytes=-5", 95, 99), ("bytes=50-500", 50, 99), ("bytes=0-0", 0, 0)],
+    [
+        ("bytes=0-9", 0, 9),
+        ("bytes=90-", 90, 99),
+        ("bytes=-5", 95, 99),
+        ("bytes=50-500", 50, 99),
+        ("bytes=0-0", 0, 0),
+        ("bytes=-100", 0, 99),
+        ("bytes=-101", 0, 99),
+        ("bytes=-999999999999999999", 0, 99),
+    ],
 )
 def test_a_range_is_sent_alone(published: Get, asked: str, first: int, last: int) -> None:
     answer = published(Range=asked)
@@ -52,7 +61,7 @@ def test_a_range_is_sent_alone(published: Get, asked: str, first: int, last: int
     assert answer.headers["Content-Range"] == f"bytes {first}-{last}/100"
 
 
-@pytest.mark.parametrize("asked", ["bytes=100-", "bytes=100-200", "bytes=999999999999999999-"])
+@pytest.mark.parametrize("asked", ["bytes=100-", "bytes=-0", "bytes=100-200", "bytes=999999999999999999-"])
 def test_a_range_outside_the_file_is_416(published: Get, asked: str) -> None:
     answer = published(Range=asked)
     assert (answer.status_code, answer.headers["Content-Range"]) == (416, "bytes */100")
