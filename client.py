@@ -323,7 +323,7 @@ class Client:
                 return attempt()
             except ClientError as error:
                 pause = error.retry_after or min(pause * 2, 10)
-                if not (error.passing and self.reached) or time.monotonic() + pause > deadline:
+                if not (error.passing and self.reached and time.monotonic() + pause <= deadline):
                     raise
                 self._on_trouble(error)
                 time.sleep(pause)

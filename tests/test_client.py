@@ -342,8 +342,9 @@ def test_a_service_that_asks_to_come_again_is_asked_again_within_patience() -> N
         assert Client(url, on_trouble=told.append).tasks() == []
         assert time.monotonic() - began >= 1
         assert [str(error) for error in told] == ["full"] and len(heads) == 2
-    with scripted(full, fine) as (url, heads), pytest.raises(ServiceError) as refused:
-        Client(url, patience=0.5).tasks()
+    for patience in (float("nan"), 0.5):
+        with scripted(full, fine) as (url, heads), pytest.raises(ServiceError) as refused:
+            Client(url, patience=patience).tasks()
     assert (refused.value.code, refused.value.retry_after, refused.value.exit_status) == ("queue_full", 1, client.LATER)
     other = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n<p/>"
     with scripted(other) as (url, heads), pytest.raises(ClientError, match="not the address of a Live Avatar service"):
