@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Talking videos from the command line or from Python, through the HTTP API of a Live Avatar service.
 
-    python client.py generate --image me.png --audio speech.wav --prompt "She smiles." -o out.mp4
+    python3 client.py generate --image me.png --audio speech.wav --prompt "She smiles." -o out.mp4
 
     task = Client("http://127.0.0.1:5000").generate(image="me.png", audio="speech.wav", prompt="She smiles.")
     if task.wait().status == "completed":
@@ -237,8 +237,7 @@ class Client:
 
     def follow(self, task_id: str, seconds: int = 30) -> Iterator[Task]:
         """Yield the task now, at each change and at least every so many seconds, until it has ended."""
-        path, tag = _task_path(task_id), ""
-        answer: dict[str, Any] = {}
+        path, tag, answer = _task_path(task_id), "", dict[str, Any]()
         while True:
             began = time.monotonic()
             query, headers = (f"?wait={seconds}", {"If-None-Match": tag}) if tag else ("", {})
@@ -288,12 +287,10 @@ class Client:
         with _locally():
             with part.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found == facts["sha256"]:
-                part.replace(path)
-            else:
+            if found != facts["sha256"]:
                 part.unlink()
-        if found != facts["sha256"]:
-            raise ClientError(f"{path}: what came is not the video; try again")
+                raise ClientError(f"{path}: what came is not the video; try again")
+            part.replace(path)
 
     # --- requests ---
 
@@ -437,18 +434,13 @@ class Screen:
 
     def show(self, task: Task) -> None:
         """Show how far a task is."""
-        phase = PHASES.get(task.phase, task.phase) + _place(task)
-        if task.answer["cancel_requested"]:
-            phase += ", to be cancelled"
+        ending = ", to be cancelled" if task.answer["cancel_requested"] else ""
+        phase = PHASES.get(task.phase, task.phase) + _place(task) + ending
         if self.live:
             self._last = ""
             self.say(self._bar(phase, task.progress, f" {task.progress:4.0%}{_rest(task)}"), end="")
         else:
             self.once(f"{phase}, {int(task.progress * 10) * 10}%", _rest(task))
-
-    def clear(self) -> None:
-        if self.live:
-            self.say("", end="")
 
     @staticmethod
     def _bar(before: str, progress: float, after: str) -> str:
@@ -491,8 +483,8 @@ class Command:
     client: Client
 
     def __init__(self, asked: argparse.Namespace) -> None:
-        self.asked, self.screen, self.task_id = asked, Screen(), getattr(asked, "task_id", "")
-        self.submitting = False
+        self.asked, self.screen, self.submitting = asked, Screen(), False
+        self.task_id = getattr(asked, "task_id", "")
 
     def run(self) -> int:
         try:
@@ -525,8 +517,7 @@ class Command:
 
     def _check_output(self, output: Path) -> None:
         """Find out before hours of work whether their video could be kept."""
-        is_folder = output.is_dir() or self.asked.output.endswith("/")
-        folder = output if is_folder else _target(output).parent
+        folder = output if output.is_dir() or self.asked.output.endswith("/") else _target(output).parent
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise ClientError(f"{folder}: is not there, or cannot be written to")
 
@@ -579,7 +570,7 @@ class Command:
             try:
                 for task in self.client.follow(self.task_id, 2 if self.screen.live else 30):
                     self.screen.show(task)
-                self.screen.clear()
+                self.screen.say("", end="")  # in the place of the bar
                 return task
             except KeyboardInterrupt:
                 if not (self.screen.live and sys.stdin and sys.stdin.isatty()):
@@ -616,7 +607,7 @@ class Command:
             return ""
         if self.task_id:
             output = [] if asked.output == "." else ["-o", asked.output]
-            words = ["python", sys.argv[0], "download", self.task_id, *output, "--server", self.client.server]
+            words = ["python3", sys.argv[0], "download", self.task_id, *output, "--server", self.client.server]
             return f"the task is left as it is; to go on: {shlex.join(words)}\n"
         if self.submitting and self.client.reached and without_answer:
             known = "whether it was accepted is not known; the same command makes no second task with"
@@ -662,9 +653,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("download", "status", "cancel", "log"):
         parsers[name].add_argument("task_id", metavar="TASK", help="its id, gen_...")
     for name in ("generate", "download"):
-        parsers[name].add_argument(
-            "-o", "--output", metavar="PATH", default=".", help="file or folder of the video (.)"
-        )
+        parsers[name].add_argument("-o", "--output", metavar="PATH", default=".", help="the video's file or folder (.)")
     parsers["list"].add_argument("--status", metavar="S[,S]", default="", help="only tasks with one of these")
     parsers["list"].add_argument("--limit", metavar="N", type=int, default=20, help="1 to 200 (20)")
     parsers["log"].add_argument("-f", "--follow", action="store_true", help="go on until the task has ended")
@@ -674,9 +663,7 @@ def _parser() -> argparse.ArgumentParser:
         address = os.environ.get("AVATAR_URL") or SERVER
         command.add_argument("--server", metavar="URL", default=address, help=f"else AVATAR_URL, else {SERVER}")
         command.add_argument("--api-key-file", metavar="FILE", help="else AVATAR_API_KEY is the key, if one is needed")
-        command.add_argument(
-            "--patience", metavar="S", type=float, default=600.0, help="seconds to try again for (600)"
-        )
+        command.add_argument("--patience", metavar="S", type=float, default=600.0, help="seconds to try again (600)")
     return whole
 
 
@@ -687,8 +674,7 @@ def _add_wishes(command: argparse.ArgumentParser) -> None:
     for name, how in OPTIONS.items():
         command.add_argument(f"--{name}", **how)
     command.add_argument("--metadata", metavar="KEY=VALUE", type=_pair, action="append", default=[], help="repeatable")
-    key = uuid.uuid4().hex
-    command.add_argument("--idempotency-key", metavar="KEY", default=key, help="a repeated one makes no second task")
+    command.add_argument("--idempotency-key", metavar="K", default=uuid.uuid4().hex, help="repeated: no second task")
     command.add_argument("--no-wait", action="store_true", help="print the task's id instead of waiting")
 
 

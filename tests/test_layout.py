@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "utils": {"utils"},
     "client": set(),
 }
-LINES = {"client": 720}
+LINES = {"client": 700}
 """What a module may have in place of 400: the client is one file, so that people can copy it to another machine."""
 SOURCES = sorted(
     path
