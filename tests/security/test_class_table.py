@@ -153,7 +153,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
         "web/test_headers.py::test_a_page_of_any_other_origin_may_not",
         "web/test_headers.py::test_an_origin_that_is_not_exact_is_refused",
         "web/test_auth.py::test_a_page_of_another_origin_cannot_submit_while_authentication_is_off",
-        "web/test_openapi.py::test_the_pages_policy_allows_no_other_host_and_no_inline_script",
+        "web/test_openapi.py::test_the_pages_policy_allows_no_other_host_and_nothing_inline",
     ),
     "resources": (
         "tasks/test_disk.py::test_a_submit_to_a_disk_that_fills_is_refused_or_ends_honestly",
