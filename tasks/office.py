@@ -2,7 +2,7 @@
 
 The lock ends with its holder, so that two never work at once. A holder that was stopped (SIGSTOP) holds it all the
 same: gunicorn's master kills such a worker after its timeout, but where the master was killed too, nobody does. So who
-waits kills a holder that is silent and was seen stopped twice; never one that only is slow.
+waits kills a holder that is silent and was seen stopped twice; never one that only is slow, or who only reads the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from utils.process import holders, try_lock
+from utils.process import lockers, try_lock
 
 _RETRY_SECONDS = 1.0
 _CHECK_SECONDS = 5.0
@@ -70,7 +70,7 @@ class _Guard:
             self._stopped = set()
         elif time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _CHECK_SECONDS
-            found = {process for process in holders(self._lock_file) if _is_stopped(process)}
+            found = {process for process in lockers(self._lock_file) if _is_stopped(process)}
             for process in found & self._stopped:
                 self._log.error("process %d holds %s, is stopped, and is killed", process.pid, self._lock_file.name)
                 with suppress(psutil.Error):

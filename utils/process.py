@@ -122,6 +122,28 @@ def holders(path: Path) -> list[psutil.Process]:
     return found
 
 
+def lockers(path: Path) -> list[psutil.Process]:
+    """Return those of the `holders` that hold the file's flock; who only reads it is none. Outside Linux, all of them.
+
+    A name may be that of another file for a process in a container, so it is the file that is compared.
+    """
+    return [process for process in holders(path) if not LINUX or _locks(process.pid, path)]
+
+
+def _locks(pid: int, path: Path) -> bool:
+    for descriptor in _entries(Path(f"/proc/{pid}/fd")):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if descriptor.samefile(path) and " FLOCK " in Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text():
+                return True
+    return False
+
+
+def _entries(folder: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return list(folder.iterdir())
+    return []
+
+
 def descendants(pid: int) -> list[psutil.Process]:
     """Return all living processes below `pid`."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -24,6 +25,13 @@ from pathlib import Path
 from utils.process import try_lock
 
 assert try_lock(Path(sys.argv[1])) is not None
+print("held", flush=True)
+sys.stdin.read()
+"""
+READER = """
+import sys
+
+file = open(sys.argv[1])
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -121,6 +129,21 @@ def test_a_holder_that_is_stopped_but_was_heard_of_is_left_alone(
     waiting.look(5)
     assert psutil.Process(holder.pid).status() == psutil.STATUS_STOPPED
     assert not waiting.in_office.is_set()
+
+
+def test_who_only_reads_the_file_is_left_alone_however_stopped(
+    lock: Path, holder: subprocess.Popen[str], waiting: Waiting
+) -> None:
+    """Such as `less`, or a backup, under Ctrl-Z, while the holder's database does not answer."""
+    reader = started(READER, lock)
+    try:
+        reader.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, reader.pid, os.WSTOPPED | os.WNOWAIT)
+        waiting.look(5)
+        assert psutil.Process(reader.pid).status() == psutil.STATUS_STOPPED
+        assert holder.poll() is None
+    finally:
+        end(reader)
 
 
 def test_tasks_go_on_when_the_process_that_schedules_was_stopped_and_nobody_is_there_to_kill_it(
