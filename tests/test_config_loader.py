@@ -267,12 +267,20 @@ def test_a_disabled_engine_is_not_offered(tmp_path: Path) -> None:
     [
         "garbage", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///file:x.db?uri=true", "sqlite:///x.db?a=b",
         "mysql://u:canary@h/x", "oracle+x://", "sqlite+nothing:///x.db", "postgresql://u:canary@h:port/x", "://",
+        "postgresql+nothing://u:canary@h/x", "sqlite:///~nobody_is_called_this/x.db",
     ],
 )  # fmt: skip
 def test_a_database_that_not_all_processes_could_open_is_refused_in_words(url: str) -> None:
     with pytest.raises(ConfigError, match=r"^settings: database_url: [^\n]+$") as refused:
         load_settings({"database_url": url})
     assert "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["AVATAR_DATA_DIR", "LIVE_AVATAR_HOME"])
+def test_a_home_folder_of_nobody_is_refused_in_words(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "~nobody_is_called_this/x")
+    with pytest.raises(ConfigError, match="~nobody_is_called_this is nobody's home folder here"):
+        load_settings()
 
 
 def test_a_database_is_the_same_file_for_a_runner_that_works_elsewhere(

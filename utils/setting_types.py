@@ -49,6 +49,7 @@ def _database_url(url: str) -> str:
         return url
     try:
         made = make_url(url)
+        made.get_dialect()  # there is one of this name; what else it needs is seen when it is opened
     except (ArgumentError, ValueError):  # the latter for a port that is no number
         raise ValueError("is not the URL of a database, such as sqlite:////var/lib/avatar/avatar.db") from None
     if made.get_backend_name() == "postgresql":
@@ -58,7 +59,7 @@ def _database_url(url: str) -> str:
     name = made.database or ""
     if name in ("", ":memory:") or name.startswith("file:") or made.query:
         raise ValueError("must name a file, plainly: every process of the service opens it for itself")
-    return sqlite_url(Path(name).expanduser().absolute())
+    return sqlite_url(_absolute(Path(name)))
 
 
 def sqlite_url(path: Path) -> str:
@@ -75,7 +76,10 @@ def _named(path: object) -> object:
 
 def _absolute(path: Path) -> Path:
     """Engines and runners work in other folders than the one that a relative path was written for."""
-    return path.expanduser().absolute()
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"{path.parts[0]} is nobody's home folder here") from None
 
 
 def _host(host: str) -> str:
