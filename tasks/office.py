@@ -2,7 +2,7 @@
 
 The lock ends with its holder, so that two never work at once. A holder that was stopped (SIGSTOP) holds it all the
 same: gunicorn's master kills such a worker after its timeout, but where the master was killed too, nobody does. So who
-waits kills a holder that is silent and was seen stopped twice; never one that only is slow, or who only reads the file.
+waits kills a holder that was seen stopped twice; never one that only is slow, or who only reads the file.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 
 import psutil
 
-from utils.process import lockers, try_lock
+from utils.process import stopped_lockers, try_lock
 
 _RETRY_SECONDS = 1.0
-_CHECK_SECONDS = 5.0
-"""From one look at a silent holder to the next: a terminal's Ctrl-Z and `fg` stop and continue all, but not at once."""
+_CHECK_SECONDS = 20.0
+"""From one look at the holder to the next. A terminal's `fg` continues all that its Ctrl-Z stopped, but not at once."""
 
 
 def take_turns(
@@ -30,21 +30,19 @@ def take_turns(
     takeover_seconds: float,
     work: Callable[[int], None],
     log: logging.Logger,
-    is_silent: Callable[[], bool] = lambda: False,
 ) -> None:
     """Do `work` with the lock's descriptor whenever this process holds it, until `stopping`; whatever it raises.
 
-    `takeover_seconds` is how often a process looks whether the holder has gone, and `is_silent` says whether it has not
-    been heard of for longer than it should.
+    `takeover_seconds` is how often a process looks whether the holder has gone.
     """
-    guard = _Guard(lock_file, log)
+    guard = Guard(lock_file, log)
     while not stopping.is_set():
         pause = _RETRY_SECONDS
         try:
             lock = try_lock(lock_file)
             if lock is None:
                 pause = takeover_seconds
-                guard.look(is_silent())
+                guard.look()
             else:
                 try:
                     work(lock)
@@ -56,7 +54,7 @@ def take_turns(
         stopping.wait(pause)
 
 
-class _Guard:
+class Guard:
     """Looks after the holder for one who waits."""
 
     def __init__(self, lock_file: Path, log: logging.Logger) -> None:
@@ -64,22 +62,14 @@ class _Guard:
         self._stopped: set[psutil.Process] = set()
         self._next_look = 0.0
 
-    def look(self, silent: bool) -> None:
-        """Kill who holds the lock and was stopped already at the last look."""
-        if not silent:
-            self._stopped = set()
-        elif time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + _CHECK_SECONDS
-            found = {process for process in lockers(self._lock_file) if _is_stopped(process)}
-            for process in found & self._stopped:
-                self._log.error("process %d holds %s, is stopped, and is killed", process.pid, self._lock_file.name)
-                with suppress(psutil.Error):
-                    process.kill()
-            self._stopped = found
-
-
-def _is_stopped(process: psutil.Process) -> bool:
-    """Say whether a signal stopped the process; one under a debugger is not meant."""
-    with suppress(psutil.Error):
-        return bool(process.status() == psutil.STATUS_STOPPED)
-    return False
+    def look(self) -> None:
+        """Kill who holds the lock and was stopped already at the look before. To be called often; it looks seldom."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _CHECK_SECONDS
+        found = stopped_lockers(self._lock_file)
+        for process in found & self._stopped:
+            self._log.error("process %d holds %s, is stopped, and is killed", process.pid, self._lock_file.name)
+            with suppress(psutil.Error):
+                process.kill()
+        self._stopped = found

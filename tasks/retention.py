@@ -24,6 +24,7 @@ from tasks.disk import Disk, tree_bytes
 from tasks.ended import EndedTask
 from tasks.folders import Folders
 from tasks.model import Status
+from tasks.office import Guard
 from tasks.policy import Policy
 from tasks.spec import OUTPUT_FOLDER, STAGING_FOLDER
 from tasks.store import Store, utc_now
@@ -77,6 +78,7 @@ class Sweeper:
     # --- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        guard = Guard(self._folders.data / LOCK_NAME, log)
         while not self._stopping.is_set():
             try:
                 lock = try_lock(self._folders.data / LOCK_NAME)
@@ -84,6 +86,7 @@ class Sweeper:
                 log.error("nothing that expired can be removed: %s: %s", error.filename, error.strerror)
                 lock = None
             if lock is None:
+                guard.look()
                 self._stopping.wait(_TAKEOVER_SECONDS)
                 continue
             try:

@@ -106,11 +106,7 @@ class Scheduler:
     # --- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        take_turns(self._lock_file, self._stopping, _TAKEOVER_SECONDS, self._hold_office, log, self._holder_is_silent)
-
-    def _holder_is_silent(self) -> bool:
-        since = look_at_office(self._launcher.folders.data).silent_seconds
-        return since is not None and since >= _STALLED_SECONDS
+        take_turns(self._lock_file, self._stopping, _TAKEOVER_SECONDS, self._hold_office, log)
 
     def _hold_office(self, lock: int) -> None:
         """Schedule until stopped."""

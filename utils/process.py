@@ -122,18 +122,30 @@ def holders(path: Path) -> list[psutil.Process]:
     return found
 
 
-def lockers(path: Path) -> list[psutil.Process]:
-    """Return those of the `holders` that hold the file's flock; who only reads it is none. Outside Linux, all of them.
+def stopped_lockers(path: Path) -> set[psutil.Process]:
+    """Return the processes that hold the file's flock and that a signal has stopped, as SIGSTOP and Ctrl-Z do.
+
+    Who only reads the file is none, except outside Linux; nor is one under a debugger.
+    """
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.status() == psutil.STATUS_STOPPED and _locks(process, path):
+                found.add(process)
+    return found
+
+
+def _locks(process: psutil.Process, path: Path) -> bool:
+    """Say whether a process holds the file's flock.
 
     A name may be that of another file for a process in a container, so it is the file that is compared.
     """
-    return [process for process in holders(path) if not LINUX or _locks(process.pid, path)]
-
-
-def _locks(pid: int, path: Path) -> bool:
-    for descriptor in _entries(Path(f"/proc/{pid}/fd")):
+    if not LINUX:
+        return any(path.samefile(each.path) for each in process.open_files())
+    for descriptor in _entries(Path(f"/proc/{process.pid}/fd")):
         with contextlib.suppress(OSError):  # closed meanwhile
-            if descriptor.samefile(path) and " FLOCK " in Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text():
+            info = Path(f"/proc/{process.pid}/fdinfo/{descriptor.name}")
+            if descriptor.samefile(path) and " FLOCK " in info.read_text():
                 return True
     return False
 

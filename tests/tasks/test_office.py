@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from task_manager import TaskManager
 from tasks import office
 from tasks.model import Status
 from tests.conftest import ROOT
@@ -75,75 +75,77 @@ def holder(lock: Path) -> Iterator[subprocess.Popen[str]]:
     end(process)
 
 
-class Waiting:
-    """One who waits for the office; counts its looks at the holder, which it takes for silent while told so."""
-
-    def __init__(self, lock: Path) -> None:
-        self.silent, self.looks = True, threading.Semaphore(0)
-        self.in_office, self.stopping = threading.Event(), threading.Event()
-        args = (lock, self.stopping, 0.01, self.work, logging.getLogger("test"), self.is_silent)
-        self.thread = threading.Thread(target=office.take_turns, args=args)
-        self.thread.start()
-
-    def is_silent(self) -> bool:
-        self.looks.release()
-        return self.silent
-
-    def work(self, lock: int) -> None:
-        self.in_office.set()
-        self.stopping.wait(30)
-
-    def look(self, times: int) -> None:
-        """Wait for so many looks from now on to be over."""
-        while self.looks.acquire(blocking=False):
-            pass
-        for _ in range(times + 1):
-            assert self.looks.acquire(timeout=20)
-
-
 @pytest.fixture
-def waiting(lock: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Waiting]:
+def guard(lock: Path, monkeypatch: pytest.MonkeyPatch) -> office.Guard:
+    """One that may look at any time."""
     monkeypatch.setattr(office, "_CHECK_SECONDS", 0.0)
-    one = Waiting(lock)
-    yield one
-    one.stopping.set()
-    one.thread.join(20)
+    return office.Guard(lock, logging.getLogger("test"))
 
 
-def test_a_holder_that_is_slow_is_left_alone_and_one_that_is_stopped_gives_way(
-    holder: subprocess.Popen[str], waiting: Waiting
+def stop(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+
+
+def is_stopped(process: subprocess.Popen[str]) -> bool:
+    return psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+
+
+def test_a_holder_gives_way_that_was_stopped_at_two_looks_and_none_else(
+    holder: subprocess.Popen[str], guard: office.Guard
 ) -> None:
-    waiting.look(5)
-    assert holder.poll() is None
-    holder.send_signal(signal.SIGSTOP)
-    assert waiting.in_office.wait(20)
+    for _ in range(3):
+        guard.look()
+    stop(holder)
+    guard.look()
+    holder.send_signal(signal.SIGCONT)
+    os.waitid(os.P_PID, holder.pid, os.WCONTINUED | os.WNOWAIT)
+    guard.look()
+    stop(holder)
+    guard.look()
+    assert is_stopped(holder)
+    guard.look()
     assert holder.wait(20) == -signal.SIGKILL
 
 
-def test_a_holder_that_is_stopped_but_was_heard_of_is_left_alone(
-    holder: subprocess.Popen[str], waiting: Waiting
-) -> None:
-    waiting.silent = False
-    waiting.look(1)
-    holder.send_signal(signal.SIGSTOP)
-    waiting.look(5)
-    assert psutil.Process(holder.pid).status() == psutil.STATUS_STOPPED
-    assert not waiting.in_office.is_set()
+def test_two_looks_are_apart(lock: Path, holder: subprocess.Popen[str]) -> None:
+    guard = office.Guard(lock, logging.getLogger("test"))
+    stop(holder)
+    for _ in range(3):
+        guard.look()
+    assert is_stopped(holder)
 
 
 def test_who_only_reads_the_file_is_left_alone_however_stopped(
-    lock: Path, holder: subprocess.Popen[str], waiting: Waiting
+    lock: Path, holder: subprocess.Popen[str], guard: office.Guard
 ) -> None:
-    """Such as `less`, or a backup, under Ctrl-Z, while the holder's database does not answer."""
+    """Such as `less`, or a backup, under Ctrl-Z."""
     reader = started(READER, lock)
     try:
-        reader.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, reader.pid, os.WSTOPPED | os.WNOWAIT)
-        waiting.look(5)
-        assert psutil.Process(reader.pid).status() == psutil.STATUS_STOPPED
+        stop(reader)
+        for _ in range(3):
+            guard.look()
+        assert is_stopped(reader)
         assert holder.poll() is None
     finally:
         end(reader)
+
+
+@pytest.mark.parametrize("name", ["scheduler.lock", "retention.lock"])
+def test_whoever_holds_an_office_and_is_stopped_gives_way(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(office, "_CHECK_SECONDS", 0.2)
+    monkeypatch.setattr("tasks.retention._TAKEOVER_SECONDS", 0.1)
+    manager = TaskManager(*bench.load())
+    other = started(HOLDER, manager.folders.data / name)
+    try:
+        stop(other)
+        bench.managers.append(manager)
+        bench.start(manager)
+        assert other.wait(20) == -signal.SIGKILL
+    finally:
+        end(other)
 
 
 def test_tasks_go_on_when_the_process_that_schedules_was_stopped_and_nobody_is_there_to_kill_it(
@@ -151,8 +153,7 @@ def test_tasks_go_on_when_the_process_that_schedules_was_stopped_and_nobody_is_t
 ) -> None:
     other = started(SCHEDULER, bench.folder, bench.video)
     try:
-        other.send_signal(signal.SIGSTOP)
-        monkeypatch.setattr("tasks.scheduler._STALLED_SECONDS", 1.5)
+        stop(other)
         monkeypatch.setattr(office, "_CHECK_SECONDS", 0.2)
         manager = bench.open()
         task = bench.ended(manager, bench.submit(manager))
