@@ -573,6 +573,25 @@ def test_the_page_plans_as_the_service_does(serve: Serve, browser: Browser) -> N
         assert (shown["clips"], shown["frames"]) == (plan.clips, plan.frames)
 
 
+def test_areas_that_come_to_the_same_video_are_one_choice(serve: Serve, browser: Browser) -> None:  # noqa: F811
+    portrait = ROOT / "samples" / "portrait.png"
+    fitted = {name: fit_size(area, 576, 1056)[::-1] for name, area in SIZES.items()}
+    assert fitted["720*400"] == fitted["704*384"]
+    with werkzeug(serve().app) as port, visit(browser, f"http://127.0.0.1:{port}", ("503",)) as guest:
+        page = guest.open()
+        sizes = page.locator("#sizes label:visible strong")
+        sizes.first.wait_for()
+        assert sizes.count() == len(SIZES)
+        page.set_input_files("#image", portrait)
+        page.wait_for_selector("#sizes input[value='720*400']", state="hidden")
+        assert sorted(sizes.all_inner_texts()) == sorted(f"{width} × {height}" for width, height in {*fitted.values()})
+        page.reload()
+        page.check("input[name=size][value='720*400']", force=True)
+        page.set_input_files("#image", portrait)
+        page.wait_for_selector("#sizes input[value='704*384']", state="hidden")
+        assert page.is_checked("#sizes input[value='720*400']")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -115,8 +115,9 @@ export class Form {
       const pixels = h("strong", {});
       const area = h("small", {});
       const input = h("input", { type: "radio", name: "size", value: size, checked: size === DEFAULT_SIZE });
-      $("#sizes").append(h("label", { class: "choice" }, input, h("span", {}, pixels, area)));
-      this.sizeCards.set(size, { pixels, area, input });
+      const card = h("label", { class: "choice" }, input, h("span", {}, pixels, area));
+      $("#sizes").append(card);
+      this.sizeCards.set(size, { card, pixels, area, input });
     }
   }
 
@@ -188,6 +189,15 @@ export class Form {
       const fitted = this.image?.width ? fitSize(facts.sizes[size], this.image.width, this.image.height) : null;
       pixels.textContent = fitted ? `${fitted[0]} × ${fitted[1]}` : size.replace("*", " × ");
       area.textContent = fitted ? size.replace("*", "×") : "";
+    }
+    // Areas that come to the same video of this portrait are one choice: what is chosen, else the smallest.
+    const shown = new Map();
+    for (const { card, pixels, input } of this.sizeCards.values()) {
+      const rival = shown.get(pixels.textContent);
+      card.hidden = Boolean(rival?.input.checked);
+      if (card.hidden) continue;
+      if (rival) rival.card.hidden = true;
+      shown.set(pixels.textContent, { card, input });
     }
     $("#size-means").textContent = this.image?.width ? t("form.size.fitted") : "";
   }
