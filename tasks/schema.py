@@ -34,8 +34,6 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.types import TypeDecorator
 
-from tasks.trouble import DataRefused
-
 HEAD = "0009"
 """The newest migration; a test holds it against the migrations folder. Later ones sort after earlier ones."""
 
@@ -235,12 +233,7 @@ def open_database(url: str, busy_seconds: float = 30.0) -> Engine:
     """
     options: dict[str, Any] = {"pool_pre_ping": True, "hide_parameters": True}
     if make_url(url).get_backend_name() != "sqlite":
-        try:
-            return create_engine(url, **options)
-        except ModuleNotFoundError as error:
-            raise DataRefused(
-                f"database_url: this database needs the Python package {error.name}: install it"
-            ) from error
+        return create_engine(url, **options)
     # One connection a thread at most; a burst of web threads must not fail for want of a connection.
     path = sqlite_file(url)
     if path is not None:

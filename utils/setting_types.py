@@ -49,13 +49,10 @@ def _database_url(url: str) -> str:
         return url
     try:
         made = make_url(url)
-        made.get_dialect()  # there is one of this name; what else it needs is seen when it is opened
     except (ArgumentError, ValueError):  # the latter for a port that is no number
         raise ValueError("is not the URL of a database, such as sqlite:////var/lib/avatar/avatar.db") from None
-    if made.get_backend_name() == "postgresql":
-        return url
     if made.drivername not in ("sqlite", "sqlite+pysqlite"):
-        raise ValueError("must begin with sqlite:/// or postgresql://")
+        raise ValueError("must begin with sqlite:///: no other database is supported yet")
     name = made.database or ""
     if name in ("", ":memory:") or name.startswith("file:") or made.query:
         raise ValueError("must name a file, plainly: every process of the service opens it for itself")

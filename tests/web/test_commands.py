@@ -314,7 +314,8 @@ def test_a_backup_while_tasks_are_written_holds_one_moment(path: Path, data: Pat
 def test_backups_are_refused_where_the_database_is_a_server(tmp_path: Path) -> None:
     app = create_app(load_settings({"data_dir": str(tmp_path)}))
     app.extensions["task_manager"].store.close()
-    app.extensions["settings"] = load_settings({"database_url": "postgresql://nobody@127.0.0.1:1/none"})
+    server = {"database_url": "postgresql://nobody@127.0.0.1:1/none"}
+    app.extensions["settings"] = load_settings().model_copy(update=server)  # which the settings do not take yet
     refused = app.test_cli_runner().invoke(args=["db", "backup", str(tmp_path / "kept.db")])
     assert (refused.exit_code, "pg_dump" in refused.output) == (1, True)
 
