@@ -82,10 +82,11 @@ class Visit:
 
     def fill(self, portrait: Path, voice: Path, engine: str = "preview", prompt: str = "a person speaks") -> None:
         """Fill in the form, without sending it."""
+        # While all sizes are there: of those that come to the same video of the portrait, the chosen one is left.
+        self.page.check("input[name=size][value='384*256']", force=True)
         self.page.set_input_files("#image", portrait)
         self.page.set_input_files("#audio", voice)
         self.page.fill("#prompt", prompt)
-        self.page.check("input[name=size][value='384*256']", force=True)
         self.page.select_option("#engine", engine)
         self.page.wait_for_selector("#image-drop img.portrait")
         self.page.wait_for_selector("#audio-drop .sound .button")

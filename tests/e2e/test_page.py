@@ -413,7 +413,7 @@ def test_all_of_it_is_done_with_the_keyboard_alone(studio: Studio) -> None:
         guest.tab_to(".skip")
         keys.press("Enter")
         assert page.evaluate("document.activeElement.id") == "main"
-        for kind, file in (("image", studio.portrait), ("audio", studio.voice)):
+        for kind, file in (("image", SAMPLES[0]), ("audio", studio.voice)):
             guest.tab_to(f"#{kind}")
             with page.expect_file_chooser() as chooser:
                 keys.press("Enter")
