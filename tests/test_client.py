@@ -502,8 +502,8 @@ def test_ctrl_c_at_a_terminal_asks_and_yes_cancels(desk: Desk) -> None:
         seen = read_until(person, b"generating " + "━".encode())  # of a terminal that does not know its size
         started.send_signal(signal.SIGINT)
         read_until(person, b"cancel the task?")
-        os.write(person, b"n\n")
         termios.tcsetwinsize(person, (24, 40))
+        os.write(person, b"n\n")  # upon which the bar is drawn anew
         shown = read_until(person, b" left").decode().split("\x1b[K")[-1]
         assert shown.startswith("generating ") and "─" in shown and len(shown) < 40
         started.send_signal(signal.SIGINT)
