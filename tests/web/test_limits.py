@@ -200,7 +200,8 @@ def server(running: Server) -> Iterator[Server]:
 
 def post(port: int, path: str, kind: str, body: object, headers: dict[str, str]) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("POST", path, body, {"Content-Type": kind, **headers}, encode_chunked=True)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the refusal may come before all is sent
+        connection.request("POST", path, body, {"Content-Type": kind, **headers}, encode_chunked=True)
     answer = connection.getresponse()
     status, content = answer.status, answer.read()
     # The connection is sane: what is left of the body is never taken for the next request.
