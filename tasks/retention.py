@@ -24,12 +24,11 @@ from tasks.disk import Disk, tree_bytes
 from tasks.ended import EndedTask
 from tasks.folders import Folders
 from tasks.model import Status
-from tasks.office import Guard
+from tasks.office import take_turns
 from tasks.policy import Policy
 from tasks.spec import OUTPUT_FOLDER, STAGING_FOLDER
 from tasks.store import Store, utc_now
 from utils.file_handler import remove_if_possible
-from utils.process import try_lock
 
 log = logging.getLogger("retention")
 
@@ -78,23 +77,12 @@ class Sweeper:
     # --- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        guard = Guard(self._folders.data / LOCK_NAME, log)
+        take_turns(self._folders.data / LOCK_NAME, self._stopping, _TAKEOVER_SECONDS, self._keep_sweeping, log)
+
+    def _keep_sweeping(self, _lock: int) -> None:
         while not self._stopping.is_set():
-            try:
-                lock = try_lock(self._folders.data / LOCK_NAME)
-            except OSError as error:  # no room for the file; its want must not end the thread
-                log.error("nothing that expired can be removed: %s: %s", error.filename, error.strerror)
-                lock = None
-            if lock is None:
-                guard.look()
-                self._stopping.wait(_TAKEOVER_SECONDS)
-                continue
-            try:
-                while not self._stopping.is_set():
-                    self._sweep_or_log()
-                    self._stopping.wait(self._policy.sweep_every.total_seconds())
-            finally:
-                os.close(lock)
+            self._sweep_or_log()
+            self._stopping.wait(self._policy.sweep_every.total_seconds())
 
     def _sweep_or_log(self) -> None:
         try:
