@@ -208,7 +208,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(5000, ge=0, le=65535)
     workers: int = Field(1, ge=1, validation_alias="WEB_CONCURRENCY")
-    data_dir: Folder = Path("data")
+    data_dir: Folder = Field(Path("data"), validate_default=True)
     database_url: DatabaseUrl = ""
     database_busy_seconds: float = Field(10.0, gt=0, le=3600)
     live_avatar_home: MaybeFolder = Field(None, validation_alias="LIVE_AVATAR_HOME")
@@ -240,7 +240,6 @@ class Settings(BaseSettings):
         return self
 
     def model_post_init(self, context: Any) -> None:
-        object.__setattr__(self, "data_dir", self.data_dir.expanduser().absolute())  # the default is not validated
         if not self.database_url:
             object.__setattr__(self, "database_url", sqlite_url(self.data_dir / "avatar.db"))
 
