@@ -85,5 +85,6 @@ def _is_wanted(spec: AttemptSpec, store: Store) -> bool:
     except DBAPIError as error:
         log.warning("the database does not answer, going on: %s", error.orig)
         return True
-    owned = task is not None and task.status is Status.PROCESSING and task.attempt == spec.attempt
-    return task is not None and owned and not task.cancel_requested
+    if task is None or task.cancel_requested:
+        return False
+    return task.status is Status.PROCESSING and task.attempt == spec.attempt
