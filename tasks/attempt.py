@@ -30,6 +30,7 @@ from tasks.fit import Portrait, plan_at
 from tasks.model import (
     OOM_REASON,
     Adjustment,
+    CancelWanted,
     ErrorCode,
     Event,
     Facts,
@@ -337,10 +338,11 @@ class Attempt:
         for pause in self._pauses():
             self._show_pulse()
             try:
-                task = self.store.finish(
-                    self.spec.task_id, self.spec.attempt, ending.event, ending.facts, ending.lesson
-                )
+                self.store.finish(self.spec.task_id, self.spec.attempt, ending.event, ending.facts, ending.lesson)
                 break
+            except CancelWanted:
+                self._discard()  # before the row says so: a cancelled task has no result, whenever this process dies
+                ending = Ending(Event.CANCEL, Facts())
             except LostRace:
                 self._discard()
                 return 1
@@ -350,8 +352,6 @@ class Attempt:
         else:
             return 1
         reach(Point.ROW_ENDED)
-        if task.status is not Status.COMPLETED:
-            self._discard()
         ring(Path(self.spec.wake))
         return 0
 

@@ -97,6 +97,10 @@ class LostRace(Exception):
     """Another writer changed the task first; whoever gets this stops and publishes nothing."""
 
 
+class CancelWanted(Exception):
+    """Completing came too late for a cancel that was asked for; what is published is to be removed, then told so."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Params:
     """What the engine is given, after adaptation to the hardware."""

@@ -26,7 +26,7 @@ from tasks import drain
 from tasks.estimate import Work
 from tasks.finish import Ending, discard
 from tasks.launch import Launcher
-from tasks.model import ErrorCode, Event, Facts, Failure, LostRace, Status, Task
+from tasks.model import CancelWanted, ErrorCode, Event, Facts, Failure, LostRace, Task
 from tasks.office import take_turns
 from tasks.placement import Host, Placement, choose
 from tasks.profile import EngineTable
@@ -307,18 +307,25 @@ class Scheduler:
             return
         self._launcher.kill_holders(task)  # what shed its marks would keep the slot from the next task
         reach(Point.ORPHAN_KILLED)
-        ending = Ending.load(made[0])
         try:
-            if ending is not None:
-                after = self._store.finish(task.id, task.attempt, ending.event, ending.facts, ending.lesson)
-            else:
-                discard(*made)
-                after = self._store.happen(task, *self._verdict_on_orphan(task))
+            self._end_as_left(task, made)
         except LostRace:
             return  # the runner's last write came between
-        if after.status is not Status.COMPLETED:
-            discard(*made)
         log.warning("the runner of task %s, attempt %d, was gone", task.id, task.attempt)
+
+    def _end_as_left(self, task: Task, made: tuple[Path, Path]) -> None:
+        """Write the end that the runner kept in a file, or the verdict on one that kept none; files go before rows."""
+        now = self._store.get(task.id)
+        if now is None or (now.status, now.attempt) != (task.status, task.attempt):
+            raise LostRace
+        ending = Ending.load(made[0]) or Ending(*self._verdict_on_orphan(now))
+        if ending.event is Event.COMPLETE:
+            with suppress(CancelWanted):
+                self._store.finish(task.id, task.attempt, ending.event, ending.facts, ending.lesson)
+                return
+            ending = Ending(Event.CANCEL, Facts())
+        discard(*made)
+        self._store.finish(task.id, task.attempt, ending.event, ending.facts)
 
     def _verdict_on_orphan(self, task: Task) -> tuple[Event, Facts]:
         if task.cancel_requested:

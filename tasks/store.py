@@ -25,7 +25,7 @@ from tasks.ended import Ended
 from tasks.estimate import Learned, Lesson
 from tasks.keys import ApiKeys
 from tasks.learning import learn, learned
-from tasks.model import Event, Facts, LostRace, Note, Phase, RunnerId, Status, Task, advance
+from tasks.model import CancelWanted, Event, Facts, LostRace, Note, Phase, RunnerId, Status, Task, advance
 from tasks.policy import NO_QUOTAS, Quotas
 from tasks.rows import changes, row_from_task, task_from_row
 from tasks.schema import idempotency_keys, open_database, tasks
@@ -279,12 +279,15 @@ class Store:
     def finish(self, task_id: str, attempt: int, event: Event, facts: Facts, lesson: Lesson | None = None) -> Task:
         """End an attempt that the caller owns, whatever was reported of it since it was read.
 
-        Who asked for a cancel was told 202 and gets `cancelled`, also when the video was ready in the same moment.
-        Raises LostRace when the attempt is no longer the caller's.
+        Who asked for a cancel was told 202 and gets `cancelled`, also when the video was ready in the same moment: then
+        this raises CancelWanted and writes nothing, for a cancelled task keeps no result. Raises LostRace when the
+        attempt is no longer the caller's.
         """
         return self._tell(lambda db: self._finish(db, self._owned(db, task_id, attempt), event, facts, lesson))
 
     def _finish(self, db: Connection, task: Task, event: Event, facts: Facts, lesson: Lesson | None) -> Task:
+        if task.cancel_requested and event is Event.COMPLETE:
+            raise CancelWanted
         if task.cancel_requested:
             event, facts = Event.CANCEL, Facts()
         if lesson is not None and event is Event.COMPLETE:

@@ -158,12 +158,18 @@ def test_a_runner_killed_at_any_step_is_followed_by_another_or_has_its_end_recor
     check_end(bench, manager, task, attempts, starts or len(bench.starts_of(task)))
 
 
+@pytest.mark.parametrize("behaviour", ["slow_copy", "when_told"])
 @pytest.mark.parametrize("point", [Point.END_KEPT, Point.ROW_ENDED])
-def test_a_runner_killed_as_a_cancel_meets_its_end_leaves_no_result(bench: Bench, point: Point) -> None:
-    manager = open_armed(bench, point)
+def test_a_runner_killed_as_a_cancel_meets_its_end_leaves_no_result(bench: Bench, point: Point, behaviour: str) -> None:
+    """Either the cancel stops the engine, or it is seen only when the video is published."""
+    go = bench.folder / "go"
+    poll = {"slow_copy": 0.05, "when_told": 60.0}[behaviour]
+    settings = {"env": "test", "failpoint": f"{point}:kill", "runner": {"poll_seconds": poll}}
+    manager = bench.open(behaviour, settings=settings, env={"FAKE_SECONDS": "30", "FAKE_GO": str(go)})
     task = bench.submit(manager)
     bench.until(manager, task, lambda seen: seen.phase is Phase.GENERATING)
     manager.delete(task.id, "default")
+    go.touch()
     task = bench.ended(manager, task)
     assert (task.status, acted(bench, point)) == (Status.CANCELLED, True)
     check_end(bench, manager, task, 1, 1)

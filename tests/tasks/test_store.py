@@ -17,6 +17,7 @@ from sqlalchemy import select, update
 
 from tasks.estimate import Learned, Lesson
 from tasks.model import (
+    CancelWanted,
     ErrorCode,
     Event,
     Facts,
@@ -143,8 +144,11 @@ def test_a_finish_does_not_mind_reports_in_between(store: Store) -> None:
 
 def test_who_was_told_202_gets_cancelled_even_if_the_video_was_ready(store: Store) -> None:
     task = store.request_cancel(started(store))
-    ended = store.finish(task.id, 1, Event.COMPLETE, DONE)
-    assert (ended.status, ended.result) == (Status.CANCELLED, None)
+    with pytest.raises(CancelWanted):
+        store.finish(task.id, 1, Event.COMPLETE, DONE)
+    assert store.get(task.id) == task, "nothing is written while the result is there"
+    ended = store.finish(task.id, 1, Event.FAIL, BROKEN)
+    assert (ended.status, ended.result, ended.failure) == (Status.CANCELLED, None, None)
 
 
 def test_a_cancel_request_changes_the_version_but_not_the_moment_the_eta_counts_from(
