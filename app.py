@@ -219,7 +219,7 @@ def _serve(settings: Settings, manager: TaskManager | None) -> Flask:
     for method, rule, need, handler in ROUTES:
         view = limits.guard(handler, need, rule) if limits else handler
         app.add_url_rule(rule, view_func=view, methods=[method], provide_automatic_options=False)
-    if settings.http.trusted_proxies:
+    if settings.auth.enabled or settings.auth.allow_anonymous:  # else whoever comes through a proxy is refused
         app.wsgi_app = TrustedProxies(app.wsgi_app, settings.http.trusted_proxies)  # type: ignore[method-assign]
     return app
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -63,6 +64,24 @@ def test_https_is_insisted_on_behind_https_only(serve: Serve) -> None:
     secure = service.client.get("/docs", headers={"X-Forwarded-Proto": "https"})
     assert secure.headers["Strict-Transport-Security"] == "max-age=31536000"
     assert "Strict-Transport-Security" not in service.client.get("/docs").headers
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_proxy_that_was_not_named_is_told_of_once(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    forwarded = {"X-Forwarded-For": "203.0.113.9"}
+    named = serve(http={"trusted_proxies": ["127.0.0.1"]}, auth={"enabled": True})
+    named.client.get("/docs", headers=forwarded)
+    forgotten = serve(auth={"enabled": True}, data_dir=str(named.settings.data_dir / "other"))
+    forgotten.client.get("/docs")
+    assert not warnings(caplog)
+    for _ in range(3):
+        forgotten.client.get("/docs", headers=forwarded)
+    (told,) = warnings(caplog)
+    assert "127.0.0.1" in told
+    assert "AVATAR_HTTP__TRUSTED_PROXIES" in told
 
 
 # --- other origins ----------------------------------------------------------------------------------------------------
