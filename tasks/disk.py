@@ -2,7 +2,7 @@
 
 Three lines of defence. A request is refused (507) while what it and all accepted tasks may write would leave less than
 the reserve. What runs out all the same fails honestly with ENOSPC. And the ballast, a file that is only there to be
-removed, gives room to the last write of a status on a disk that others have filled to the last block.
+removed, gives room to the last write of a status, and to a sweep's, on a disk that is filled to the last block.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Ballast:
     def _release(self) -> None:
         with suppress(FileNotFoundError):  # another process was first: then there may be room already
             self.path.unlink()
-            log.error("the disk is full: its last reserve is given to the status of a task")
+            log.error("the disk is full: its last reserve is given up, for the status of a task or a sweep")
 
     def restore(self) -> bool:
         """Take the room anew where it is missing and there is room; say whether it is there now."""

@@ -92,8 +92,15 @@ class Sweeper:
             log.exception("the sweep failed, trying again")
 
     def sweep(self) -> None:
-        """Do one round. Nothing is removed while the clock is not to be trusted."""
+        """Do one round. Nothing is removed while the clock is not to be trusted.
+
+        On a full disk it is done once more with the ballast's room: it writes before it removes, and what it removes
+        may be all that could ever make room.
+        """
         self._disk.restore_ballast()
+        self._store.ballast.lend(self._go_round)
+
+    def _go_round(self) -> None:
         reason = self._guard.beat()
         if reason != self._told:
             log.warning(reason or "what expired is removed again")

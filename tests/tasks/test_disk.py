@@ -9,14 +9,18 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from task_manager import TaskManager
+from tasks.clock import BEAT
 from tasks.disk import FIXED_BYTES, Ballast, Demand, Disk, free_bytes, is_full
 from tasks.health import DISK_FULL
 from tasks.model import ErrorCode, OutputFormat, Status
+from tasks.retention import Sweeper
+from tasks.store import utc_now
 from tests.tasks.conftest import Bench
 from utils.file_handler import StorageFull
 from utils.plan import VideoPlan
@@ -195,3 +199,16 @@ def test_a_service_starts_on_a_full_disk_and_tells_what_it_has(small_disk: Path,
     assert manager.delete(task.id, task.tenant) is None
     filler.unlink()
     assert bench.ended(manager, bench.submit(manager)).status is Status.COMPLETED
+
+
+def test_what_expired_goes_on_a_disk_that_is_full_to_the_last_block(small_disk: Path, bench: Bench) -> None:
+    """A sweep notes what it does before it does it: without room for that, nothing would ever make room."""
+    manager = bench.open("copy", SMALL)
+    task = bench.ended(manager, bench.submit(manager))
+    manager.stop()
+    manager.store.state.set(BEAT, None)  # else the clock looks wrong, for the machine knows that no two days went by
+    assert manager.disk.ballast.restore()
+    fill(small_disk)
+    later = utc_now() + timedelta(days=2)
+    Sweeper(manager.store, manager.folders, manager.disk, manager.retention, lambda: later).sweep()
+    assert not manager.folders.inputs(task.id).exists()
