@@ -176,14 +176,10 @@ class Store:
             return db.execute(select(idempotency_keys.c.key).where(seen)).first() is not None
 
     def _check_key(self, db: Connection, tenant: str, key: IdempotencyKey) -> None:
-        seen = db.execute(
-            select(idempotency_keys).where(idempotency_keys.c.tenant == tenant, idempotency_keys.c.key == key.key)
-        ).first()
-        if seen is None:
-            return
-        if seen.fingerprint != key.fingerprint:
-            raise KeyReused
-        raise AlreadyAccepted(seen.answer)
+        same = and_(idempotency_keys.c.tenant == tenant, idempotency_keys.c.key == key.key)
+        seen = db.execute(select(idempotency_keys).where(same)).first()
+        if seen is not None:
+            raise AlreadyAccepted(seen.answer) if seen.fingerprint == key.fingerprint else KeyReused
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -195,9 +191,7 @@ class Store:
         """Return a task and, of the same moment, what stands before it in the queue (nothing once it started)."""
         with self._engine.begin() as db:
             task = self._read(db, task_id)
-            if task is None:
-                return None
-            return task, self._ahead_of(db, [task])[0]
+            return (task, self._ahead_of(db, [task])[0]) if task else None
 
     def page(
         self, tenant: str | None, statuses: Sequence[Status], limit: int, before_seq: int | None
@@ -230,10 +224,9 @@ class Store:
             return [task_from_row(rows[seq]) for seq in turns]
 
     def processing(self) -> list[Task]:
+        running = select(tasks).where(tasks.c.status == Status.PROCESSING.value)
         with self._engine.begin() as db:
-            return [
-                task_from_row(r) for r in db.execute(select(tasks).where(tasks.c.status == Status.PROCESSING.value))
-            ]
+            return [task_from_row(row) for row in db.execute(running)]
 
     def counts(self) -> dict[Status, int]:
         """Return how many tasks are queued and how many are processing."""
@@ -258,6 +251,16 @@ class Store:
             places = self._lines.read(db, self._now()).places(queued) if queued else {}
             return {row.id: (row.version, places.get(row.seq, 0)) for row in found}
 
+    def learned(self, profile: str) -> Learned | None:
+        """Return what finished tasks taught about a profile (`engine/profile`)."""
+        with self._engine.begin() as db:
+            return learned(db, profile)
+
+    def demand(self) -> Demand:
+        """Return what the tasks that are queued or processing may still write."""
+        with self._engine.begin() as db:
+            return quotas.demand(db, quotas.OPEN)
+
     # --- the life of a task --------------------------------------------------------------------------------------
 
     def happen(self, task: Task, event: Event, facts: Facts | None = None) -> Task:
@@ -281,9 +284,16 @@ class Store:
 
         Who asked for a cancel was told 202 and gets `cancelled`, also when the video was ready in the same moment: then
         this raises CancelWanted and writes nothing, for a cancelled task keeps no result. Raises LostRace when the
-        attempt is no longer the caller's.
+        attempt is no longer the caller's; not where it is completed already, as by a commit that raised and was made.
         """
-        return self._tell(lambda db: self._finish(db, self._owned(db, task_id, attempt), event, facts, lesson))
+
+        def work(db: Connection) -> Task:
+            task = self._read(db, task_id)
+            if event is Event.COMPLETE and task and (task.status, task.attempt) == (Status.COMPLETED, attempt):
+                return task
+            return self._finish(db, self._owned(db, task_id, attempt), event, facts, lesson)
+
+        return self._tell(work)
 
     def _finish(self, db: Connection, task: Task, event: Event, facts: Facts, lesson: Lesson | None) -> Task:
         if task.cancel_requested and event is Event.COMPLETE:
@@ -338,18 +348,6 @@ class Store:
                 raise LostRace
 
         self._tell(work)
-
-    # --- estimates ------------------------------------------------------------------------------------------------
-
-    def learned(self, profile: str) -> Learned | None:
-        """Return what finished tasks taught about a profile (`engine/profile`)."""
-        with self._engine.begin() as db:
-            return learned(db, profile)
-
-    def demand(self) -> Demand:
-        """Return what the tasks that are queued or processing may still write."""
-        with self._engine.begin() as db:
-            return quotas.demand(db, quotas.OPEN)
 
     # --- parts ---------------------------------------------------------------------------------------------------
 

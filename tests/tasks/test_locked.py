@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
+from pathlib import Path
 
+import pytest
+
+from tasks.launch import Launcher
 from tasks.model import Status
+from tests.conftest import ROOT
 from tests.tasks.conftest import Bench
 from utils.process import try_lock
 
@@ -49,3 +58,61 @@ def test_a_runner_that_could_not_say_who_it_is_says_so_later(bench: Bench) -> No
     bench.until(manager, task, lambda seen: seen.runner is not None)
     manager.delete(task.id, task.tenant)
     assert bench.ended(manager, task).status is Status.CANCELLED
+
+
+# A runner whose database makes the end's commit and then says that it failed, once.
+RUNNER = """
+import os, sqlite3, sys
+from pathlib import Path
+from sqlalchemy.exc import OperationalError
+from tasks.runner import run
+from tasks.store import Store
+
+finish, told = Store.finish, []
+
+def finish_and_fail(self, *given):
+    made = finish(self, *given)
+    if not told:
+        told.append(made)
+        raise OperationalError("COMMIT", None, sqlite3.OperationalError("disk I/O error"))
+    return made
+
+Store.finish = finish_and_fail
+sys.exit(run(Path(sys.argv[1])))
+"""
+
+
+class PatchedSpawner:
+    """Starts such runners."""
+
+    def __init__(self) -> None:
+        self.runners: list[subprocess.Popen[bytes]] = []
+
+    def warm_up(self) -> None: ...
+
+    def be_ready(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def spawn(self, folder: Path, environment: Mapping[str, str], lock: int) -> int:
+        command = [sys.executable, "-c", RUNNER, str(folder)]
+        with (folder / "runner.log").open("wb") as log:
+            made = subprocess.Popen(
+                command, cwd=ROOT, env={**environment}, pass_fds=(lock,), stderr=log, start_new_session=True
+            )
+        self.runners.append(made)
+        return made.pid
+
+
+def test_a_result_stays_whose_end_was_committed_though_the_database_said_that_it_failed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawner = PatchedSpawner()
+    bench.spawner = None
+    monkeypatch.setattr("task_manager.Launcher", partial(Launcher, spawner=spawner))
+    manager = bench.open("copy")
+    task = bench.ended(manager, bench.submit(manager))
+    assert [runner.wait(30) for runner in spawner.runners] == [0]
+    assert "not recorded yet" in (manager.folders.attempt(task.id, 1) / "runner.log").read_text()
+    assert (task.status, task.attempt) == (Status.COMPLETED, 1)
+    assert manager.result_file(task, "video.mp4").is_file()

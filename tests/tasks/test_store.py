@@ -127,6 +127,16 @@ def test_a_runner_that_lost_its_attempt_learns_it_from_every_word(store: Store) 
     assert store.get(task.id) == second
 
 
+def test_who_completes_what_it_has_completed_lost_no_race(store: Store) -> None:
+    """Of a commit that raised nobody knows whether it was made: it is told again, and of a failure it is none."""
+    task = started(store)
+    done = store.finish(task.id, 1, Event.COMPLETE, DONE)
+    assert store.finish(task.id, 1, Event.COMPLETE, DONE) == done == store.get(task.id)
+    for other in (Event.FAIL, Event.CANCEL, Event.REQUEUE):
+        with pytest.raises(LostRace):
+            store.finish(task.id, 1, other, BROKEN)
+
+
 def test_progress_never_falls_within_an_attempt(store: Store) -> None:
     task = started(store)
     seen = [
