@@ -268,9 +268,10 @@ class Store:
 
         Raises LostRace when it has changed since, or when it is to start while the service drains.
         """
-        after = advance(task, event, self._now(), facts)
 
         def work(db: Connection) -> Task:
+            # Asked for the time once it has the lock: what ends is settled in the order of the ends' times, once.
+            after = advance(task, event, self._now(), facts)
             if event is Event.CLAIM and self.state.seen_by(db, DRAIN) is not None:
                 raise LostRace(f"task {task.id} may not start while the service drains")
             if event is Event.CANCEL:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -396,6 +399,29 @@ def test_what_ended_under_a_wrong_time_that_nobody_saw_is_kept_for_a_day(house: 
         house.later(GRACE / 24)
     house.sweeper.sweep()
     assert (stopped_reason(house.store.state), house.has(meanwhile)) == ("", 4 * (False,))
+
+
+def test_a_cancel_that_waited_long_for_the_database_ends_when_it_is_written(house: House) -> None:
+    """Else it is passed over where the ends before and after it were settled already, and looks like a wrong time."""
+    waiting = house.task(Status.QUEUED)
+    asked = threading.Event()
+
+    def now() -> datetime:
+        asked.set()
+        return house.now
+
+    other = Store(f"sqlite:///{house.root / 'a.db'}", house.root, now=now)
+    holder = sqlite3.connect(house.root / "a.db", isolation_level=None, check_same_thread=False)
+    holder.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as pool:
+        cancelled = pool.submit(other.happen, waiting, Event.CANCEL)
+        asked.wait(1)  # it has asked for the time already, or waits for the lock
+        house.later(10 * HOUR)
+        holder.execute("ROLLBACK")
+        ended = cancelled.result(30)
+    holder.close()
+    other.close()
+    assert ended.finish_time == house.now
 
 
 @pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has no clock that counts sleep")
