@@ -15,6 +15,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
+from sqlalchemy.exc import DBAPIError
+
 from config_loader import Settings, engine_environment
 from tasks.admission import Admission
 from tasks.clock import stopped_reason
@@ -39,7 +41,7 @@ from tasks.survey import Survey, Surveyor
 from tasks.turns import NOTHING_AHEAD, Backlog
 from tasks.wake import ring
 from utils.failpoint import Point, reach
-from utils.file_handler import StorageFull, link_or_copy, remove_tree, sync
+from utils.file_handler import StorageFull, link_or_copy, remove_if_possible, sync
 from utils.gpu import GpuProbe
 from utils.urls import FetchError, check_url
 
@@ -260,10 +262,20 @@ class TaskManager:
             reach(Point.INPUTS_WRITTEN)
             yield
         except BaseException as error:
-            remove_tree(folder.parent)
+            if not self._is_accepted(task_id):
+                remove_if_possible(folder.parent)
             if is_full(error):
                 raise StorageFull from error
             raise
+
+    def _is_accepted(self, task_id: str) -> bool:
+        """Say whether there is a row, for a commit that raised may have been made; where nobody can tell, that it is.
+
+        Inputs without a row are found by the sweep.
+        """
+        with suppress(DBAPIError):
+            return self.store.get(task_id) is not None
+        return True
 
     # --- reading -------------------------------------------------------------------------------------------------
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from config_loader import ConfigError, load_settings
 from task_manager import TaskGone, TaskManager
@@ -220,6 +223,27 @@ def test_a_disk_that_fills_while_a_task_is_accepted_leaves_nothing(
     assert list(manager.folders.tasks.iterdir()) == []
     task = bench.ended(manager, bench.submit(manager, idempotency_key="k"))
     assert task.status is Status.COMPLETED
+
+
+def test_a_commit_that_was_made_and_raised_leaves_a_task_with_its_inputs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = bench.open()
+    add = manager.store.add
+
+    def add_and_fail(*given: Any, **named: Any) -> None:
+        add(*given, **named)
+        raise OperationalError("COMMIT", None, sqlite3.OperationalError("disk I/O error"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manager.store, "add", add_and_fail)
+        with pytest.raises(OperationalError):
+            bench.submit(manager, idempotency_key="k")
+    task = only_task(manager)
+    assert sorted(path.name for path in manager.folders.inputs(task.id).iterdir()) == ["audio.wav", "image.png"]
+    with pytest.raises(AlreadyAccepted):
+        bench.submit(manager, idempotency_key="k")
+    assert bench.ended(manager, task).status is Status.COMPLETED
 
 
 @pytest.mark.parametrize("point", [Point.VERIFIED, Point.STAGED])
