@@ -24,7 +24,7 @@ from utils.file_handler import (
     TooLarge,
     link_or_copy,
     open_allowed,
-    remove_tree,
+    remove_if_possible,
     save_stream,
     stored_name,
     sync,
@@ -93,7 +93,7 @@ class Inputs:
         try:
             yield path
         finally:
-            remove_tree(path)
+            remove_if_possible(path)  # who was accepted is to be told so; what is left is swept
 
     def prepare(self, sources: list[Source], folder: Path, tenant: str) -> dict[Kind, PreparedInput]:
         """Return the canonical media, in `folder`. Raises ApiError naming each field at fault, StorageFull."""
@@ -122,7 +122,7 @@ class Inputs:
             sync(stored.parent)
             self._manager.store.uploads.add(upload)
         except BaseException:
-            remove_tree(stored)
+            remove_if_possible(stored)
             raise
         return upload
 

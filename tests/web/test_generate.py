@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -51,6 +52,18 @@ def test_a_form_with_two_files_is_queued(service: Service) -> None:
         f"tasks/{body['task_id']}", f"tasks/{body['task_id']}/inputs", f"tasks/{body['task_id']}/inputs/audio.wav",
         f"tasks/{body['task_id']}/inputs/image.png",
     ]  # fmt: skip
+
+
+def test_who_is_accepted_is_told_so_though_the_disk_fails_to_remove_what_is_not_needed_any_more(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr("utils.file_handler.shutil.rmtree", fail)
+    answer = service.client.post(GENERATE, data=form())
+    assert answer.status_code == 201
+    assert service.client.get(answer.json["status_url"]).json["status"] == "queued"
 
 
 def test_uploads_are_canonical_and_are_not_decoded_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
