@@ -113,11 +113,14 @@ def is_locked(path: Path) -> bool:
 
 
 def holders(path: Path) -> list[psutil.Process]:
-    """Return the other processes of this user that have the file open, such as those that hold its lock."""
-    path, found = path.resolve(), []  # the kernel tells what is open by the name that has no links in it
+    """Return the other processes that hold the file's flock, also those that only inherited its descriptor.
+
+    Who only reads the file, as a backup or `tail -f` does, is none, except outside Linux.
+    """
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and any(Path(each.path) == path for each in process.open_files()):
+            if process.pid != os.getpid() and _locks(process, path):
                 found.append(process)
     return found
 

@@ -17,6 +17,7 @@ from utils.process import (
     LINUX,
     boot_id,
     descendants,
+    holders,
     is_alive,
     kill_all,
     make_cgroup,
@@ -93,6 +94,20 @@ def test_a_lock_excludes_and_lives_as_long_as_its_last_holder(tmp_path: Path) ->
     again = try_lock(tmp_path / "lock")
     assert again is not None
     os.close(again)
+
+
+@pytest.mark.skipif(not LINUX, reason="the kernel does not tell who holds a lock")
+def test_the_holders_of_a_lock_are_its_heirs_and_not_who_only_has_the_file_open(tmp_path: Path) -> None:
+    lock = try_lock(tmp_path / "lock")
+    with (tmp_path / "lock").open("rb") as file:
+        heir, reader = (subprocess.Popen(SLEEP, pass_fds=(kept,)) for kept in (lock, file.fileno()))
+        try:
+            assert [process.pid for process in holders(tmp_path / "lock")] == [heir.pid]
+        finally:
+            for process in (heir, reader):
+                process.kill()
+                process.wait(10)
+    os.close(lock)
 
 
 def test_an_orphan_in_another_session_is_found_by_its_mark_and_killed(mark: dict[str, str]) -> None:
