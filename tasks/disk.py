@@ -150,11 +150,11 @@ def _is_out_of_inodes(folder: Path) -> bool:
 
 
 def tree_bytes(path: Path) -> int:
-    """Return the bytes of all files below `path`; what vanishes meanwhile, or may not be read, counts nothing."""
+    """Return the bytes of all files below `path`; what vanishes meanwhile, or cannot be read, counts nothing."""
     total = 0
-    with suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(path) as entries:
+    with suppress(OSError), os.scandir(path) as entries:
         for entry in entries:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 is_folder = entry.is_dir(follow_symlinks=False)
                 total += tree_bytes(Path(entry.path)) if is_folder else entry.stat(follow_symlinks=False).st_size
     return total

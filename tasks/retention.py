@@ -236,7 +236,7 @@ class Sweeper:
             names = (entry.name for entry in entries)
             while not self._stopping.is_set() and (some := list(islice(names, _SLICE))):
                 for name in set(some) - known(some):
-                    with suppress(FileNotFoundError):
+                    with suppress(OSError):
                         if _last_change(folder / name) < oldest:
                             log.info("removing %s, which nothing knows of", name)
                             remove_if_possible(folder / name)
@@ -257,7 +257,7 @@ def _microseconds(moment: datetime) -> int:
 
 
 def _entries(folder: Path) -> Iterable[Path]:
-    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+    with suppress(OSError):  # gone, no folder, or on a part of the disk that failed: the others wait for no repair
         return sorted(folder.iterdir())
     return []
 
@@ -266,6 +266,6 @@ def _last_change(path: Path) -> float:
     """Return when `path`, or what lies directly in it, was last written."""
     newest = path.lstat().st_mtime
     for entry in _entries(path):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             newest = max(newest, entry.lstat().st_mtime)
     return newest

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -225,6 +226,26 @@ def test_what_cannot_be_removed_holds_up_nothing_else_and_goes_once_it_can(
     house.later(7 * HOUR)
     house.sweeper.sweep()
     assert house.has(first) == 4 * (False,)
+
+
+@pytest.mark.parametrize("look", ["scandir", "listdir"])
+def test_a_folder_that_the_disk_cannot_read_holds_up_nothing_else(
+    house: House, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    broken, good = house.task(), house.task()
+    real = getattr(os, look)
+
+    def failing(path: Any) -> Any:
+        if broken.id in str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, look, failing)
+    for days, left in ((1, (True, True, True, False)), (2, (True, True, False, False)), (4, 4 * (False,))):
+        house.later(days * DAY + timedelta(minutes=1))
+        house.sweeper.sweep()
+        assert house.has(good) == left
+    assert house.store.get(broken.id) is None
 
 
 def test_files_that_nothing_knows_of_go_once_they_are_old_enough_to_belong_to_nobody(house: House) -> None:
