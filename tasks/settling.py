@@ -60,8 +60,8 @@ def settle(
         if uuid in busy:
             left[uuid] = replace(loan, since=None, overdue=False)
         elif free.get(uuid, -1.0) < loan.free_gib - _SLACK_GIB:
-            since = loan.since or now
-            left[uuid] = replace(loan, since=since, overdue=now - since >= patience)
+            since = min(loan.since or now, now)  # a clock that is set back begins the wait anew, and that is all
+            left[uuid] = replace(loan, since=since, overdue=loan.overdue or now - since >= patience)
     return left
 
 

@@ -31,6 +31,16 @@ def test_what_does_not_come_back_is_overdue_and_told_of_until_it_does() -> None:
     assert settle(late, (), card(79.0), NOON + 2 * PATIENCE, PATIENCE) == {}
 
 
+def test_a_clock_that_is_set_back_keeps_no_gpu_from_the_next_task() -> None:
+    ended = settle(LENT, (), card(5.0), NOON, PATIENCE)
+    late = settle(ended, (), card(5.0), NOON + PATIENCE, PATIENCE)
+    yesterday = NOON - timedelta(days=1)
+    assert settling(settle(late, (), card(5.0), yesterday, PATIENCE)) == frozenset(), "it was waited for already"
+    again = settle(ended, (), card(5.0), yesterday, PATIENCE)
+    assert settling(again) == {"GPU-0"}
+    assert settling(settle(again, (), card(5.0), yesterday + PATIENCE, PATIENCE)) == frozenset()
+
+
 def test_a_gpu_that_is_not_seen_has_not_given_its_memory_back() -> None:
     assert settling(settle(LENT, (), [], NOON, PATIENCE)) == {"GPU-0"}
 
