@@ -31,7 +31,8 @@ WAIT_SECONDS = 5.0
 """How long another process may keep even readers out before a start is refused."""
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-_MAGIC = b"SQLite format 3\0"
+_NO_DATABASE = "file is not a database"
+"""How SQLite says that."""
 
 
 def make_ready(
@@ -84,11 +85,12 @@ _OWN = "give it to that user, or mount it for writing"
 
 
 def _refuse_damaged_file(path: Path) -> None:
-    with path.open("rb") as file:
-        magic = file.read(len(_MAGIC))
-    if magic not in (b"", _MAGIC):
-        raise DataRefused(f"{path} is not an SQLite database: {_how_to_restore(path)}")
-    if magic and path.stat().st_size <= CHECKED_BYTES:
+    """Ask SQLite, and nobody else: the file must not be opened past it, not even to be read.
+
+    Whoever closes a file gives up all locks that his process has on it (POSIX has it so), and with them SQLite's. The
+    next process that leaves then takes itself for the last one, and removes the log into which this one still writes.
+    """
+    if 0 < path.stat().st_size <= CHECKED_BYTES:
         found = findings(path, quick=True, wait_seconds=WAIT_SECONDS)
         if found:
             raise DataRefused(_damaged(path, found[0]))
@@ -113,6 +115,8 @@ def _name(engine: Engine) -> str:
 
 
 def _damaged(path: Path, finding: str) -> str:
+    if finding == _NO_DATABASE:
+        return f"{path} is not an SQLite database: {_how_to_restore(path)}"
     return f"the database {path} is damaged ({' '.join(finding.split())}): {_how_to_restore(path)}"
 
 

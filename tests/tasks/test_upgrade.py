@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -159,6 +161,22 @@ def test_a_database_that_is_held_by_another_process_is_refused_in_time(
         holder.execute("BEGIN EXCLUSIVE")
         with pytest.raises(DataRefused, match="locked by another process"):
             upgrade.make_ready(open_database(f"sqlite:///{path}", busy_seconds=0.1), path.parent)
+
+
+def test_a_start_keeps_the_locks_that_this_process_has_on_the_database(path: Path, tmp_path: Path) -> None:
+    """Without them the next process that leaves removes the log, and what is written into that is lost."""
+    store = Store(f"sqlite:///{path}", tmp_path)
+    submit(store, 1)
+    upgrade.make_ready(store._engine, tmp_path)  # again, as where the disk was full at first
+    look = f"import sqlite3; print(sqlite3.connect({str(path)!r}).execute('SELECT count(*) FROM tasks').fetchone()[0])"
+    counted = []
+    for number in (2, 3):
+        counted.append(int(subprocess.run([sys.executable, "-c", look], capture_output=True, check=True).stdout))
+        submit(store, number)
+    store.close()
+    assert counted == [1, 2]
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (3,)
 
 
 def test_a_long_write_of_another_process_does_not_hold_up_a_start(path: Path) -> None:
