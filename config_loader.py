@@ -22,6 +22,7 @@ from tasks.engine_limits import EngineLimits
 from tasks.engine_table import read_engine_table
 from tasks.policy import Policy, Quotas
 from tasks.profile import EngineTable
+from tasks.schema import sqlite_file
 from utils.failpoint import FailPoint
 from utils.setting_types import (
     DatabaseUrl,
@@ -237,6 +238,19 @@ class Settings(BaseSettings):
             raise ValueError("failpoint: kills processes of the service, so it is for env: test only")
         if self.failpoint:
             object.__setattr__(self, "failpoint", str(FailPoint.parse(self.failpoint, self.data_dir)))
+        return self
+
+    @model_validator(mode="after")
+    def _requests_name_no_file_of_the_service(self) -> Settings:
+        """Also because opening the database's file past SQLite, and closing it, takes SQLite's locks from a process."""
+        database = sqlite_file(self.database_url or "sqlite://")
+        for own in [self.data_dir.resolve(), *([database.resolve()] if database else [])]:
+            for folder in self.inputs.folders:
+                if own.is_relative_to(folder.resolve()):
+                    raise ValueError(
+                        f"inputs.folders: {folder} holds {own}, so that a request could name the database and the "
+                        "files of all tenants; name a folder of its own"
+                    )
         return self
 
     def model_post_init(self, context: Any) -> None:

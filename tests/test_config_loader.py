@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import reduce
 from operator import getitem
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -375,3 +376,25 @@ def test_a_margin_is_a_share(tmp_path: Path, margin: int) -> None:
     (tmp_path / "engines.yaml").write_text(yaml.safe_dump(table))
     with pytest.raises(ConfigError, match=r"margin: must be between 0 and 0\.99"):
         load_engines(load_settings({"engines": {"table": str(tmp_path / "engines.yaml")}}))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"data_dir": "{}/data", "inputs": {"folders": ["{}"]}},
+        {"data_dir": "{}/data", "inputs": {"folders": ["{}/inbox", "{}/data"]}},
+        {"data_dir": "{}/data", "inputs": {"folders": ["{}/link"]}},
+        {"data_dir": "{}/data", "database_url": "sqlite:///{}/db/a.db", "inputs": {"folders": ["{}/db"]}},
+    ],
+)
+def test_a_folder_for_requests_that_holds_the_service_s_own_files_is_refused(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match="name a folder of its own"):
+        load_settings(json.loads(json.dumps(given).replace("{}", str(tmp_path))))
+
+
+def test_a_folder_for_requests_may_lie_in_the_data_folder(tmp_path: Path) -> None:
+    loaded = load_settings({"data_dir": str(tmp_path), "inputs": {"folders": [str(tmp_path / "inbox")]}})
+    assert loaded.inputs.folders == (tmp_path / "inbox",)
