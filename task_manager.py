@@ -26,6 +26,7 @@ from tasks.estimate import Work, expected_work, queue_wait
 from tasks.folders import Folders
 from tasks.hardware import Hardware
 from tasks.health import Examiner, Health
+from tasks.idempotency import IdempotencyKey
 from tasks.launch import Launcher
 from tasks.model import Event, LostRace, Params, Phase, Status, Task
 from tasks.outbox import Message
@@ -35,7 +36,7 @@ from tasks.retention import Sweeper
 from tasks.scheduler import Scheduler
 from tasks.spawner import ROOT
 from tasks.spec import LOG_FILE
-from tasks.store import IdempotencyKey, Store, utc_now
+from tasks.store import Store, utc_now
 from tasks.submission import Submission
 from tasks.survey import Survey, Surveyor
 from tasks.turns import NOTHING_AHEAD, Backlog
@@ -184,8 +185,8 @@ class TaskManager:
     def submit(self, submission: Submission, answer: Callable[[TaskView], str]) -> TaskView:
         """Accept a task: its inputs on disk, its row, its idempotency key with `answer`'s text, and a ring.
 
-        Raises UnknownEngine, NoHardware, StorageFull; QueueFull, AlreadyAccepted and KeyReused of
-        tasks.store; QuotaExceeded of tasks.quotas.
+        Raises UnknownEngine, NoHardware, StorageFull; QueueFull of tasks.store; AlreadyAccepted and KeyReused of
+        tasks.idempotency; QuotaExceeded of tasks.quotas.
         """
         key = self._key(submission)
         draft = self._draft(submission)
@@ -204,7 +205,7 @@ class TaskManager:
     def _key(self, submission: Submission) -> IdempotencyKey | None:
         if submission.idempotency_key is None:
             return None
-        key = IdempotencyKey(submission.idempotency_key, submission.fingerprint())
+        key = IdempotencyKey(submission.idempotency_key, submission.fingerprint(), submission.asked)
         self.store.check_key(submission.tenant, key)  # a retry is answered without copying its files
         return key
 

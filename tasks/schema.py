@@ -34,7 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.types import TypeDecorator
 
-HEAD = "0009"
+HEAD = "0010"
 """The newest migration; a test holds it against the migrations folder. Later ones sort after earlier ones."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -126,6 +126,7 @@ idempotency_keys = Table(
     Column("task_id", String(64), nullable=False, index=True),
     Column("answer", Text, nullable=False),
     Column("expires_at", Instant),
+    Column("asked", String(64)),
 )
 
 uploads = Table(

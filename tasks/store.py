@@ -8,14 +8,14 @@ lost its attempt learns it from its next word.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Column, Connection, Row, and_, func, insert, select, union_all, update
 
-from tasks import outbox, quotas, totals
+from tasks import idempotency, outbox, quotas, totals
 from tasks.census import Census
 from tasks.census import take as take_census
 from tasks.condition import Condition
@@ -23,12 +23,13 @@ from tasks.disk import BALLAST_FILE, Ballast, Demand
 from tasks.drain import FACT as DRAIN
 from tasks.ended import Ended
 from tasks.estimate import Learned, Lesson
+from tasks.idempotency import IdempotencyKey
 from tasks.keys import ApiKeys
 from tasks.learning import learn, learned
 from tasks.model import CancelWanted, Event, Facts, LostRace, Note, Phase, RunnerId, Status, Task, advance
 from tasks.policy import NO_QUOTAS, Quotas
 from tasks.rows import changes, row_from_task, task_from_row
-from tasks.schema import idempotency_keys, open_database, tasks
+from tasks.schema import open_database, tasks
 from tasks.service_state import ServiceState
 from tasks.turns import NOTHING_AHEAD, Backlog, Lines, read_line
 from tasks.upgrade import make_ready
@@ -44,24 +45,6 @@ _AT_ONCE = 500
 
 class QueueFull(Exception):
     """As many tasks wait as are allowed to."""
-
-
-class KeyReused(Exception):
-    """An idempotency key came again with another body."""
-
-
-class AlreadyAccepted(Exception):
-    """An idempotency key came again with the same body; `answer` is what the first call was answered."""
-
-    def __init__(self, answer: str) -> None:
-        super().__init__()
-        self.answer = answer
-
-
-@dataclass(frozen=True, slots=True)
-class IdempotencyKey:
-    key: str
-    fingerprint: str  # sha256 of the validated request, hex
 
 
 def utc_now() -> datetime:
@@ -141,7 +124,7 @@ class Store:
         """
         with self._writing.begin() as db:
             if key is not None:
-                self._check_key(db, tenant, key)
+                idempotency.check(db, tenant, key)
             if self._count(db, Status.QUEUED) >= max_queued:
                 raise QueueFull
             ahead = self._lines.read(db, self._now()).before_new(priority, tenant)
@@ -151,8 +134,7 @@ class Store:
             totals.add(db, totals.submission(task))
             task, position = replace(task, seq=seq), ahead.tasks + 1
             if key is not None:
-                row = {"tenant": tenant, "key": key.key, "fingerprint": key.fingerprint, "task_id": task.id}
-                db.execute(insert(idempotency_keys).values(**row, answer=answer(task, position), expires_at=None))
+                idempotency.keep(db, tenant, key, task.id, answer(task, position))
             reach(Point.ROW_WRITTEN)
             return task, position
 
@@ -167,19 +149,17 @@ class Store:
     def check_key(self, tenant: str, key: IdempotencyKey) -> None:
         """Raise AlreadyAccepted or KeyReused where the key was seen; a look before work is spent on a request."""
         with self._engine.begin() as db:
-            self._check_key(db, tenant, key)
+            idempotency.check(db, tenant, key)
+
+    def check_asked(self, tenant: str, key: str, asked: str) -> None:
+        """Raise AlreadyAccepted where the key was seen with the same words; a look before any medium is touched."""
+        with self._engine.begin() as db:
+            idempotency.check_asked(db, tenant, key, asked)
 
     def knows_key(self, tenant: str, key: str) -> bool:
         """Say whether a request with this idempotency key was accepted, whatever it asked for."""
-        seen = and_(idempotency_keys.c.tenant == tenant, idempotency_keys.c.key == key)
         with self._engine.begin() as db:
-            return db.execute(select(idempotency_keys.c.key).where(seen)).first() is not None
-
-    def _check_key(self, db: Connection, tenant: str, key: IdempotencyKey) -> None:
-        same = and_(idempotency_keys.c.tenant == tenant, idempotency_keys.c.key == key.key)
-        seen = db.execute(select(idempotency_keys).where(same)).first()
-        if seen is not None:
-            raise AlreadyAccepted(seen.answer) if seen.fingerprint == key.fingerprint else KeyReused
+            return idempotency.find(db, tenant, key) is not None
 
     # --- reading -------------------------------------------------------------------------------------------------
 

@@ -42,6 +42,8 @@ class Submission:
     audio: PreparedInput
     idempotency_key: str | None
     webhook_url: str | None = None
+    asked: str = ""
+    """The sha256 of the request's words, by which it is known again with its key."""
 
     def fingerprint(self) -> str:
         """Return the sha256 of what was asked for: the fields and the files' contents, whatever the files' names."""

@@ -20,9 +20,10 @@ from werkzeug.exceptions import HTTPException, SecurityError
 from task_manager import AlreadyEnded, ResultNotReady, TaskGone, TaskUnknown
 from tasks.admission import NoHardware, UnknownEngine
 from tasks.disk import is_full
+from tasks.idempotency import KeyReused
 from tasks.model import LostRace
 from tasks.quotas import QuotaExceeded
-from tasks.store import KeyReused, QueueFull
+from tasks.store import QueueFull
 from tasks.trouble import Trouble, trouble_of
 from utils.file_handler import StorageFull, TooLarge
 from utils.media import MediaUnavailable

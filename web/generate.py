@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -11,8 +12,8 @@ from flask import Flask, Response, request
 from api_schema import GenerateFields, GenerateForm, GenerateRequest, UploadForm
 from task_manager import TaskManager, TaskView
 from tasks import drain
+from tasks.idempotency import AlreadyAccepted
 from tasks.model import OutputFormat, Priority
-from tasks.store import AlreadyAccepted
 from tasks.submission import Submission
 from utils.media_kinds import Kind
 from utils.urls import FetchError
@@ -42,6 +43,9 @@ def generate(manager: TaskManager, inputs: Inputs) -> Response:
         manager.check_room(_announced_bytes(inputs))
     with inputs.folder() as folder:
         fields, sources = _read_generate(inputs, folder)
+        asked = _asked(fields, sources)
+        if key is not None:  # what a repetition names may be gone: it is answered before anything of that is looked at
+            manager.store.check_asked(current_tenant(), key, asked)
         _check_webhook(manager, fields.webhook_url)
         manager.check_engine(fields.engine)
         media = inputs.prepare(sources, folder, current_tenant())
@@ -50,7 +54,7 @@ def generate(manager: TaskManager, inputs: Inputs) -> Response:
             sample_steps=fields.sample_steps, output_format=OutputFormat(fields.output_format), seed=fields.seed,
             enable_online_decode=fields.enable_online_decode, engine=fields.engine,
             priority=Priority[fields.priority.upper()], metadata=fields.metadata, image=media["image"],
-            audio=media["audio"], idempotency_key=key, webhook_url=fields.webhook_url,
+            audio=media["audio"], idempotency_key=key, webhook_url=fields.webhook_url, asked=asked,
         )  # fmt: skip
         return _created(_body(manager.submit(submission, _body)))
 
@@ -115,6 +119,13 @@ def _read_generate(inputs: Inputs, folder: Path) -> tuple[GenerateFields, list[S
     form = read_form(folder, frozenset(GenerateForm.model_fields), inputs.max_bytes)
     fields = parse_text(GenerateForm, form.fields)
     return fields, _form_sources(form, {"image": fields.image_path, "audio": fields.audio_path})
+
+
+def _asked(fields: GenerateFields, sources: list[Source]) -> str:
+    """Return the sha256 of a request's words: of its fields, and of each medium what it names, or the file it sends."""
+    media = {item.field: item.given if isinstance(item.given, str) else item.given.saved.sha256 for item in sources}
+    words = json.dumps([fields.model_dump(mode="json"), media], sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()
 
 
 def _form_sources(form: Form, paths: dict[Kind, str | None]) -> list[Source]:

@@ -57,7 +57,9 @@ def fill(data: Path, count: int) -> None:
             f"WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count}) "
             f"SELECT {', '.join(values)} FROM tasks, numbers"
         )
-        db.execute(f"INSERT INTO idempotency_keys SELECT tenant, id, '{'f' * 64}', id, '{'a' * 600}', NULL FROM tasks")
+        db.execute(
+            f"INSERT INTO idempotency_keys SELECT tenant, id, '{'f' * 64}', id, '{'a' * 600}', NULL, NULL FROM tasks"
+        )
         db.execute("COMMIT")
     with (data / "avatar.db").open("rb") as file:
         os.fsync(file.fileno())  # else the service's first write would have to wait for all of it

@@ -18,9 +18,10 @@ from sqlalchemy.exc import OperationalError
 from config_loader import ConfigError, load_settings
 from task_manager import TaskGone, TaskManager
 from tasks.clock import BEAT
+from tasks.idempotency import AlreadyAccepted
 from tasks.model import ErrorCode, Phase, Status, Task
 from tasks.retention import Sweeper
-from tasks.store import AlreadyAccepted, utc_now
+from tasks.store import utc_now
 from tests.conftest import ROOT
 from tests.tasks.conftest import Bench
 from utils.failpoint import Point

@@ -16,6 +16,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import select, update
 
 from tasks.estimate import Learned, Lesson
+from tasks.idempotency import AlreadyAccepted, IdempotencyKey, KeyReused
 from tasks.model import (
     CancelWanted,
     ErrorCode,
@@ -32,7 +33,7 @@ from tasks.model import (
     Task,
 )
 from tasks.schema import HEAD, metadata, open_database, tasks
-from tasks.store import AlreadyAccepted, IdempotencyKey, KeyReused, QueueFull, Store
+from tasks.store import QueueFull, Store
 from tasks.turns import Backlog
 from tasks.uploads import Upload
 from tests.conftest import NOON, ROOT, make_task

@@ -20,8 +20,9 @@ from flask.testing import FlaskCliRunner
 from app import CANNOT_START, create_app
 from config_loader import load_settings
 from tasks.backup import BackupRefused, back_up, findings, restore
+from tasks.idempotency import IdempotencyKey
 from tasks.model import Event, Status
-from tasks.store import IdempotencyKey, Store
+from tasks.store import Store
 from tests.conftest import ROOT
 from tests.tasks.test_store import submit
 from tests.tasks.test_upgrade import cut, filled, spoil

@@ -9,14 +9,18 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
+from tasks.admission import NoHardware
 from tasks.model import Event
+from tasks.store import utc_now
 from tests.web.conftest import Serve, Service, form, png, wav
 
 GENERATE = "/api/v1/generate"
@@ -192,6 +196,35 @@ def test_a_key_is_of_the_contents_not_of_the_way_they_came(service: Service) -> 
     asked, key = request_of(service), {"Idempotency-Key": "k"}
     first = service.client.post(GENERATE, json=asked, headers=key)
     assert service.client.post(GENERATE, data=form(), headers=key).data == first.data
+
+
+@pytest.mark.parametrize("form_too", [False, True])
+def test_a_repeated_key_gets_the_first_answer_though_what_the_request_names_is_gone(
+    service: Service, monkeypatch: pytest.MonkeyPatch, form_too: bool
+) -> None:
+    """Uploads expire before a task that waits long does, and hardware may be away after a restart."""
+    asked, key = request_of(service) | {"metadata": {"b": "2", "a": "1"}}, {"Idempotency-Key": "k"}
+
+    def post() -> TestResponse:
+        if form_too:
+            words = asked | {"metadata": json.dumps(asked["metadata"])}
+            return service.client.post(GENERATE, data=words, content_type="multipart/form-data", headers=key)
+        return service.client.post(GENERATE, json=asked, headers=key)
+
+    first = post()
+    assert first.status_code == 201
+    for path in service.manager.store.uploads.expire(utc_now() + timedelta(days=1), 10):
+        service.manager.folders.upload(path).unlink()
+
+    def refuse(engine: str) -> None:
+        raise NoHardware("away")
+
+    monkeypatch.setattr(service.manager, "check_engine", refuse)
+    again = post()
+    assert (again.status_code, again.data) == (201, first.data)
+    asked["num_clip"] = 3
+    assert post().status_code == 503, "another request is looked at like any"
+    assert service.queued() == 1
 
 
 def test_a_key_with_another_request_is_refused(service: Service) -> None:
