@@ -249,14 +249,17 @@ class Scheduler:
         for gone in (self._watched.keys() | self._heard.keys()) - running.keys():
             self._forget(gone)
             self._heard.pop(gone, None)
+        away: DBAPIError | None = None
         for task in running.values():
             try:
                 self._look_after(task)
-            except DBAPIError:
-                raise
+            except DBAPIError as error:
+                away = error  # the others all the same: the database may be held by a runner that is to be killed
             except Exception:
                 # What is wrong with one attempt's files must hold up no other task; the next look tries it again.
                 log.exception("attempt %d of task %s cannot be looked after", task.attempt, task.id)
+        if away is not None:
+            raise away
 
     def _look_after(self, task: Task) -> None:
         attempt, pid = (task.id, task.attempt), self._runner_of(task)

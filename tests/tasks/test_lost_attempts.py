@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,29 @@ def test_a_runner_that_hangs_before_it_told_its_pid_is_killed_after_its_lease(be
     ended = bench.ended(manager, bench.submit(manager))
     assert (ended.status, ended.attempt) == (Status.COMPLETED, 2)
     assert not lived_at_once(bench)
+
+
+def test_a_runner_that_was_stopped_as_it_held_the_database_is_killed_though_another_is_to_be_reaped(
+    bench: Bench,
+) -> None:
+    """Whose end cannot be written before the stopped one is dead."""
+    settings = {**LEASE, "slots": {"cpu": 2}, "database_busy_seconds": 0.2}
+    manager = bench.open("hang", settings=settings)
+    dead, stopped = (
+        bench.until(manager, bench.submit(manager), lambda seen: seen.phase is Phase.GENERATING and bool(seen.runner))
+        for _ in range(2)
+    )
+    runner = psutil.Process(stopped.runner.pid)
+    with closing(sqlite3.connect(manager.folders.data / "avatar.db", isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")  # in the stead of the stopped one
+        runner.suspend()
+        os.kill(dead.runner.pid, signal.SIGKILL)
+        wait_until(lambda: not runner.is_running() or runner.status() == psutil.STATUS_ZOMBIE)
+        holder.execute("ROLLBACK")
+    for task in (dead, stopped):
+        bench.until(manager, task, lambda seen: seen.attempt == 2)
+        manager.delete(task.id, "default")
+        assert bench.ended(manager, task).status is Status.CANCELLED
 
 
 def test_a_clock_that_is_set_forward_kills_no_runner(bench: Bench) -> None:
