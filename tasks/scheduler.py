@@ -89,7 +89,8 @@ class Scheduler:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._watched: dict[tuple[str, int], int] = {}  # attempt -> pidfd of its runner
-        self._heard: dict[tuple[str, int], tuple[Beat, float]] = {}  # attempt -> its last beats, and when they came
+        self._heard: dict[tuple[str, int], tuple[Beat, float, float]] = {}
+        """Of each attempt its last beats, for how many seconds they stayed the same, and when that was looked at."""
         self._release = timedelta(seconds=release_seconds)
         self._loans: Loans = {}
 
@@ -281,15 +282,16 @@ class Scheduler:
     def _end_if_stuck(self, attempt: tuple[str, int], task: Task) -> None:
         """Kill a runner whose heart has long stopped beating (a SIGSTOP, a dead disk); then it is reaped like any.
 
-        The silence is measured here, for a clock that is set forward must kill no runner. Whoever holds the attempt's
+        The silence is measured here, for a clock that is set forward must kill no runner; and from look to look, for
+        where this process slept, as in a container that is paused, the runner did as well. Whoever holds the attempt's
         lock is killed: a runner may have been stopped before it could tell its pid, or a spawner before it forked.
         """
         now, beat = time.monotonic(), (task.heartbeat_at, self._launcher.pulse(task))
-        last, heard = self._heard.get(attempt, (None, now))
-        if beat != last:
-            self._heard[attempt] = beat, now
-        elif now - heard > self._lease_seconds:
-            log.error("the runner of task %s has been silent for %.0f s and is killed", task.id, now - heard)
+        last, silent, looked = self._heard.get(attempt, (None, 0.0, now))
+        silent = silent + min(now - looked, _STALLED_SECONDS) if beat == last else 0.0
+        self._heard[attempt] = beat, silent, now
+        if silent > self._lease_seconds:
+            log.error("the runner of task %s has been silent for %.0f s and is killed", task.id, silent)
             self._launcher.kill_holders(task)
             with suppress(ProcessLookupError):
                 if (pid := self._runner_of(task)) is not None:

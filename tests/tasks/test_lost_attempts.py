@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,6 +19,7 @@ import pytest
 from sqlalchemy import update
 
 from tasks.model import Event, Phase, Status
+from tasks.scheduler import LOCK_NAME
 from tasks.schema import tasks
 from tasks.wake import ring
 from tests.tasks.conftest import Bench
@@ -116,6 +118,32 @@ def test_a_clock_that_is_set_forward_kills_no_runner(bench: Bench) -> None:
         db.execute(long_ago)
     bench.open("slow_copy")  # whose submit and chores wake the one that schedules
     bench.submit(manager)
+    ended = bench.ended(manager, task)
+    assert (ended.status, ended.attempt) == (Status.COMPLETED, 1)
+
+
+def test_a_service_that_was_paused_as_a_whole_kills_no_runner_when_it_goes_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a container is, or a virtual machine: the scheduler looks before the runner can have beaten again."""
+    settings = {"runner": {**LEASE["runner"], "lease_seconds": 60.0}, "slots": {"cpu": 2}}
+    go = bench.folder / "go"
+    manager = bench.open("when_told", settings=settings, env={"FAKE_GO": str(go)})
+    task = bench.until(
+        manager, bench.submit(manager), lambda seen: seen.phase is Phase.GENERATING and bool(seen.runner)
+    )
+    runner = psutil.Process(task.runner.pid)
+    runner.suspend()
+    bench.until(manager, bench.submit(manager), lambda seen: seen.phase is Phase.GENERATING)  # after another look
+    real = time.monotonic
+    monkeypatch.setattr("tasks.scheduler.time", SimpleNamespace(monotonic=lambda: real() + 3600))
+    for _ in range(2):  # the first look may have begun before
+        noted = (manager.folders.data / LOCK_NAME).read_text()
+        ring(manager.folders.wake)
+        wait_until(lambda noted=noted: (manager.folders.data / LOCK_NAME).read_text() != noted)
+    assert runner.status() == psutil.STATUS_STOPPED
+    runner.resume()
+    go.touch()
     ended = bench.ended(manager, task)
     assert (ended.status, ended.attempt) == (Status.COMPLETED, 1)
 
