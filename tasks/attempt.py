@@ -63,6 +63,7 @@ MAX_NOTES = 20
 _SWEEP_SECONDS = 10.0
 _BUSY_SECONDS = 0.5
 """A locked database must not keep this process from its engine: what cannot be told now is told later."""
+_MOMENT_SECONDS = 2.0  # of a longer time without listening no more is the engine's silence: all were paused
 _TAIL_BYTES = 64 * 1024
 _RETRY_SECONDS = (0.1, 0.5, 1.0, 5.0, 15.0, 30.0)
 
@@ -88,7 +89,7 @@ class Attempt:
         self.folder = Path(spec.folder)
         self.store = Store(url, Path(spec.lock_folder), busy_seconds=_BUSY_SECONDS, prepare=False)
         self.work = Work(spec.expected_load, spec.expected_generate)
-        self.began = self.phase_began = self.sign_of_life = began
+        self.began = self.phase_began = self.sign_of_life = self.listened = began
         self.phase, self.fraction, self.loaded = Phase.PREPARING, 0.0, None if engine else 0.0
         self.follower = LogFollower(self.folder, self.folder / LOG_FILE, spec.progress, spec.plan.clips)
         self.notes: list[Note] = []
@@ -147,6 +148,8 @@ class Attempt:
 
     def _listen(self, engine: EngineProcess) -> None:
         """Take in what the engine said; any byte of progress or log is a sign of life."""
+        now = time.monotonic()
+        self.sign_of_life, self.listened = self.sign_of_life + max(0.0, now - self.listened - _MOMENT_SECONDS), now
         said = [*engine.read(), *self.follower.read()]
         if engine.closed and engine.channel in self.selector.get_map():
             self.selector.unregister(engine.channel)
@@ -178,8 +181,7 @@ class Attempt:
             if self.changed and (self.urgent or now >= self.next_tell):
                 self._try_to_tell(self._tell_progress)
             self._beat(now)
-        reason = self._reason_to_stop(now)
-        if reason is not None and self.stopped is None:
+        if (reason := self._reason_to_stop(now)) is not None and self.stopped is None:
             self._stop(reason, now)
         if self.kill_at is not None and now >= self.kill_at and self.engine is not None:
             self.engine.kill()
@@ -313,9 +315,8 @@ class Attempt:
             outcome.set_exception(error)
 
     def _lesson(self, ended: float) -> Lesson:
-        total = ended - self.began
+        spec, total = self.spec, ended - self.began
         load = total if self.loaded is None else self.loaded
-        spec = self.spec
         return lesson(spec.profile, spec.estimate, spec.plan, spec.params.sample_steps, load, total - load)
 
     def _cannot_start(self) -> Failure:
@@ -377,11 +378,10 @@ class Attempt:
     # --- parts ---------------------------------------------------------------------------------------------------
 
     def _listen_to_signals(self) -> None:
-        self.wakeup, sender = socket.socketpair()
+        self.wakeup, self._sender = socket.socketpair()  # kept: the descriptors must outlive this function
         self.wakeup.setblocking(False)
-        sender.setblocking(False)
-        self._sender = sender  # kept: the descriptor must outlive this function
-        signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        self._sender.setblocking(False)
+        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._interrupt)

@@ -109,6 +109,28 @@ def test_a_silent_engine_is_stopped_and_called_hung(bench: Bench) -> None:
     assert bench.left_of(task) == []
 
 
+def test_an_engine_that_was_paused_with_its_runner_is_not_called_hung(bench: Bench) -> None:
+    go, limit = bench.folder / "go", 3.0
+    manager = bench.open(
+        "when_told", {"runner": {"heartbeat_seconds": 0.1, "poll_seconds": 0.05}}, silence_timeout_seconds=limit,
+        env={"FAKE_GO": str(go)},
+    )  # fmt: skip
+    task = bench.until(manager, bench.submit(manager), lambda seen: seen.phase is Phase.GENERATING and seen.runner)
+    runner, engine = psutil.Process(task.runner.pid), psutil.Process(int(bench.starts_of(task)[0][3]))
+    runner.suspend()
+    engine.suspend()
+    time.sleep(limit + 0.5)  # the pause itself
+    pulse = (manager.folders.attempt(task.id, 1) / "started").stat().st_mtime_ns
+    runner.resume()  # and hears nothing of its engine yet
+    deadline = time.monotonic() + 20
+    while (manager.folders.attempt(task.id, 1) / "started").stat().st_mtime_ns == pulse:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    engine.resume()
+    go.touch()
+    assert bench.ended(manager, task).status is Status.COMPLETED
+
+
 def test_an_engine_that_only_talks_is_stopped_at_its_time(bench: Bench) -> None:
     manager = bench.open("chatter", run_timeout_seconds=0.8, silence_timeout_seconds=5.0)
     task = bench.ended(manager, bench.submit(manager))
