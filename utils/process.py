@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 LINUX = sys.platform == "linux"
 
+_OWN_WANT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _CGROUP_KILL = "cgroup.kill"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -119,10 +122,26 @@ def holders(path: Path) -> list[psutil.Process]:
     """
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
+        with _passing_over():
             if process.pid != os.getpid() and _locks(process, path):
                 found.append(process)
     return found
+
+
+@contextlib.contextmanager
+def _passing_over() -> Iterator[None]:
+    """Pass over a process that is gone meanwhile, or of another user.
+
+    Where this process has no descriptor or memory left to look, that says nothing of the other: then it raises OSError,
+    for who is not seen would be taken for dead.
+    """
+    try:
+        yield
+    except psutil.Error:
+        pass
+    except OSError as error:
+        if error.errno in _OWN_WANT:
+            raise
 
 
 def stopped_lockers(path: Path) -> set[psutil.Process]:
@@ -145,18 +164,12 @@ def _locks(process: psutil.Process, path: Path) -> bool:
     """
     if not LINUX:
         return any(path.samefile(each.path) for each in process.open_files())
-    for descriptor in _entries(Path(f"/proc/{process.pid}/fd")):
-        with contextlib.suppress(OSError):  # closed meanwhile
+    for descriptor in list(Path(f"/proc/{process.pid}/fd").iterdir()):
+        with _passing_over():  # closed meanwhile
             info = Path(f"/proc/{process.pid}/fdinfo/{descriptor.name}")
             if descriptor.samefile(path) and " FLOCK " in info.read_text():
                 return True
     return False
-
-
-def _entries(folder: Path) -> list[Path]:
-    with contextlib.suppress(OSError):
-        return list(folder.iterdir())
-    return []
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -170,11 +183,11 @@ def descendants(pid: int) -> list[psutil.Process]:
 def marked(marks: dict[str, str]) -> list[psutil.Process]:
     """Return the living processes of this user whose environment holds all of `marks`, whatever their parents are.
 
-    A process that was started with another environment is not found.
+    A process that was started with another environment is not found. Raises OSError where nobody can be looked at.
     """
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
+        with _passing_over():
             environment = process.environ() if process.uids().real == os.getuid() else {}
             if all(environment.get(name) == value for name, value in marks.items()) and _lives(process):
                 found.append(process)
@@ -238,7 +251,7 @@ def kill_all(*, below: int | None, marks: dict[str, str], deadline: float, cgrou
     """SIGKILL all in `cgroup`, all below `below` (a pid, or None) and all that carry `marks`, until none is left.
 
     Rounds, because a process may fork while it is being looked for. Returns False when some are left after `deadline`
-    seconds (a process in uninterruptible sleep).
+    seconds (a process in uninterruptible sleep). Raises OSError where this process has not what it takes to look.
     """
     until = time.monotonic() + deadline
     left: list[psutil.Process] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import subprocess
@@ -108,6 +109,25 @@ def test_the_holders_of_a_lock_are_its_heirs_and_not_who_only_has_the_file_open(
                 process.kill()
                 process.wait(10)
     os.close(lock)
+
+
+def test_who_cannot_look_takes_nobody_for_dead(mark: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose descriptors are used up must start no second attempt beside the first."""
+    left = subprocess.Popen(SLEEP, env={**os.environ, **mark})
+
+    def fail(process: psutil.Process) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), f"/proc/{process.pid}/environ")
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(psutil.Process, "environ", fail)
+            with pytest.raises(OSError, match="Too many open files"):
+                kill_all(below=None, marks=mark, deadline=1.0)
+        assert left.poll() is None
+        assert kill_all(below=None, marks=mark, deadline=10.0)
+    finally:
+        left.kill()
+        left.wait(10)
 
 
 def test_an_orphan_in_another_session_is_found_by_its_mark_and_killed(mark: dict[str, str]) -> None:
