@@ -20,7 +20,7 @@ from typing import TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from tasks.trouble import Trouble, trouble_of
-from utils.file_handler import FULL, StorageFull, remove_tree
+from utils.file_handler import FULL, StorageFull, if_possible, remove_tree
 from utils.plan import FPS, VideoPlan
 
 log = logging.getLogger("disk")
@@ -152,9 +152,9 @@ def _is_out_of_inodes(folder: Path) -> bool:
 def tree_bytes(path: Path) -> int:
     """Return the bytes of all files below `path`; what vanishes meanwhile, or cannot be read, counts nothing."""
     total = 0
-    with suppress(OSError), os.scandir(path) as entries:
+    with if_possible(), os.scandir(path) as entries:
         for entry in entries:
-            with suppress(OSError):
+            with if_possible():
                 is_folder = entry.is_dir(follow_symlinks=False)
                 total += tree_bytes(Path(entry.path)) if is_folder else entry.stat(follow_symlinks=False).st_size
     return total

@@ -13,7 +13,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import accumulate, islice
@@ -28,7 +27,7 @@ from tasks.office import take_turns
 from tasks.policy import Policy
 from tasks.spec import OUTPUT_FOLDER, STAGING_FOLDER
 from tasks.store import Store, utc_now
-from utils.file_handler import remove_if_possible
+from utils.file_handler import if_possible, remove_if_possible
 
 log = logging.getLogger("retention")
 
@@ -236,7 +235,7 @@ class Sweeper:
             names = (entry.name for entry in entries)
             while not self._stopping.is_set() and (some := list(islice(names, _SLICE))):
                 for name in set(some) - known(some):
-                    with suppress(OSError):
+                    with if_possible():
                         if _last_change(folder / name) < oldest:
                             log.info("removing %s, which nothing knows of", name)
                             remove_if_possible(folder / name)
@@ -257,15 +256,16 @@ def _microseconds(moment: datetime) -> int:
 
 
 def _entries(folder: Path) -> Iterable[Path]:
-    with suppress(OSError):  # gone, no folder, or on a part of the disk that failed: the others wait for no repair
-        return sorted(folder.iterdir())
-    return []
+    found = list[Path]()
+    with if_possible():  # it may lie on a part of the disk that failed: the others wait for no repair
+        found += folder.iterdir()
+    return sorted(found)
 
 
 def _last_change(path: Path) -> float:
     """Return when `path`, or what lies directly in it, was last written."""
     newest = path.lstat().st_mtime
     for entry in _entries(path):
-        with suppress(OSError):
+        with if_possible():
             newest = max(newest, entry.lstat().st_mtime)
     return newest

@@ -7,7 +7,6 @@ a ring may be lost.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import select
@@ -36,7 +35,7 @@ from tasks.spec import AttemptSpec
 from tasks.store import Store, utc_now
 from tasks.wake import Bell, ring
 from utils.failpoint import Point, reach
-from utils.file_handler import FULL
+from utils.file_handler import FULL, OWN_WANT
 from utils.process import boot_id, is_alive, is_locked, kill_all, watch
 
 log = logging.getLogger("scheduler")
@@ -48,9 +47,6 @@ LOCK_NAME = "scheduler.lock"
 
 _STALLED_SECONDS = 20.0
 """The scheduler looks every few seconds; one that has not for so long was stopped, or its looks fail or do not end."""
-
-_OWN_WANT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""What this process or the machine lacks, and no task is to blame for."""
 
 _TAKEOVER_SECONDS = 0.5
 _LOOK_SECONDS = 5.0
@@ -192,7 +188,7 @@ class Scheduler:
         try:
             lock = self._launcher.reserve(task.id, task.attempt + 1)
         except OSError as error:  # no room for a folder: else it would be tried at each look for ever
-            if error.errno in _OWN_WANT:
+            if error.errno in OWN_WANT:  # for which no task is to blame
                 raise
             with suppress(LostRace):
                 self._fail_to_start(self._store.happen(task, Event.CLAIM, self._claim(placement)), error)
@@ -220,7 +216,8 @@ class Scheduler:
         except SpawnError:
             raise  # a runner may have been forked all the same: the next look finds it, or an orphan
         except OSError as error:
-            self._fail_to_start(claimed, error)
+            if error.errno not in OWN_WANT:
+                self._fail_to_start(claimed, error)
             raise
 
     def _fail_to_start(self, claimed: Task, error: OSError) -> None:

@@ -31,6 +31,9 @@ MAX_DEPTH = 64
 _CHUNK = 1 << 18
 _FILE_MODE = 0o640
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OWN_WANT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What this process or the machine lacks: such an error says nothing of the file at which it was met."""
+
 _REFUSED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EISDIR,
             errno.ENXIO, errno.ENODEV, errno.EINVAL)  # fmt: skip
 _NO_LINKS_HERE = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -78,6 +81,16 @@ def readable_bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f}".removesuffix(".0") + f" {unit}"
     return f"{count} bytes"
+
+
+@contextlib.contextmanager
+def if_possible() -> Iterator[None]:
+    """Pass over what is gone, or cannot be read. Raises OSError where this process has not what it takes to look."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in OWN_WANT:
+            raise
 
 
 # -- reading what a request names ----------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import fcntl
 import os
 import signal
@@ -19,9 +18,10 @@ from pathlib import Path
 
 import psutil
 
+from utils.file_handler import if_possible
+
 LINUX = sys.platform == "linux"
 
-_OWN_WANT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _CGROUP_KILL = "cgroup.kill"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -135,13 +135,8 @@ def _passing_over() -> Iterator[None]:
     Where this process has no descriptor or memory left to look, that says nothing of the other: then it raises OSError,
     for who is not seen would be taken for dead.
     """
-    try:
+    with contextlib.suppress(psutil.Error), if_possible():
         yield
-    except psutil.Error:
-        pass
-    except OSError as error:
-        if error.errno in _OWN_WANT:
-            raise
 
 
 def stopped_lockers(path: Path) -> set[psutil.Process]:

@@ -20,6 +20,7 @@ import pytest
 from task_manager import TaskGone, TaskManager
 from tasks.model import ErrorCode, Event, OutputFormat, Phase, Status, Task
 from tasks.scheduler import why_not_scheduled
+from tasks.spec import AttemptSpec
 from tasks.submission import PreparedInput
 from tasks.wake import ring
 from tests.conftest import ROOT
@@ -414,6 +415,23 @@ def test_while_no_runner_can_be_started_a_task_waits_loses_no_attempt_and_health
     monkeypatch.undo()
     ended = bench.ended(manager, task)
     assert (ended.status, ended.attempt) == (Status.COMPLETED, 1)
+
+
+def test_a_task_is_not_to_blame_for_descriptors_that_are_used_up_as_it_is_started(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, failed = AttemptSpec.save, list[str]()
+
+    def save_or_fail(spec: AttemptSpec) -> None:
+        if not failed:
+            failed.append(spec.folder)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), spec.folder)
+        save(spec)
+
+    monkeypatch.setattr(AttemptSpec, "save", save_or_fail)
+    manager = bench.open()
+    task = bench.ended(manager, bench.submit(manager))
+    assert (task.status, task.attempt, len(failed)) == (Status.COMPLETED, 2, 1)
 
 
 def test_a_scheduler_that_looks_no_more_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

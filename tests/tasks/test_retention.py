@@ -248,6 +248,22 @@ def test_a_folder_that_the_disk_cannot_read_holds_up_nothing_else(
     assert house.store.get(broken.id) is None
 
 
+def test_without_descriptors_nothing_is_passed_over(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what a dead attempt left would be taken for settled, and never looked at again."""
+    task = house.task()
+    house.later(timedelta(minutes=2))
+
+    def used_up(path: Any) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", used_up)
+        with pytest.raises(OSError, match="Too many open files"):
+            house.sweeper.sweep()
+    house.sweeper.sweep()
+    assert not (house.folders.attempt(task.id, 1) / "out").exists()
+
+
 def test_files_that_nothing_knows_of_go_once_they_are_old_enough_to_belong_to_nobody(house: House) -> None:
     folders = house.folders
     strays = [folders.inputs("gen_x") / "image.png", folders.result("gen_x", 1) / "v.mp4", folders.scratch / "r" / "f",
