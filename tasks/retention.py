@@ -187,8 +187,11 @@ class Sweeper:
             self._store.state.set(fact, {"ended": _microseconds(last.finish_time), "seq": last.seq})
 
     def _position(self, fact: str) -> tuple[datetime, int] | None:
+        """Return how far a step has come. What was noted under a clock that ran ahead is none: it would pass over all
+        that ends until then."""
         kept = self._store.state.get(fact)
-        return (_EPOCH + timedelta(microseconds=kept["ended"]), kept["seq"]) if kept else None
+        ended = _EPOCH + timedelta(microseconds=kept["ended"]) if kept else None
+        return (ended, kept["seq"]) if kept and ended and ended <= self._now() else None
 
     def _batches(self, more: Callable[[], list[EndedTask]]) -> Iterator[list[EndedTask]]:
         while not self._stopping.is_set() and (batch := more()):

@@ -461,6 +461,23 @@ def test_a_cancel_that_waited_long_for_the_database_ends_when_it_is_written(hous
     assert ended.finish_time == house.now
 
 
+def test_what_ends_after_a_clock_ran_ahead_is_settled_all_the_same(house: House) -> None:
+    """A machine that starts with a wrong clock, which is set right a minute later."""
+    house.now += DAY
+    house.restart("second")
+    house.task()
+    house.later(timedelta(minutes=2))
+    house.sweeper.sweep()
+    house.now -= DAY
+    house.restart("third")  # and so forgets that the clock ran ahead
+    house.later(timedelta(minutes=1))
+    cut_off = house.task(Status.CANCELLED)
+    house.later(timedelta(minutes=2))
+    house.sweeper.sweep()
+    assert not (house.folders.results / cut_off.id).exists()
+    assert house.store.ended.until(house.now, 1)[0].stored_bytes is not None
+
+
 @pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has no clock that counts sleep")
 def test_the_counting_clock_is_the_one_that_counts_sleep() -> None:
     assert abs(counted().total_seconds() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 60
