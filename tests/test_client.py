@@ -31,6 +31,7 @@ import client
 from client import Client, ClientError, ServiceError, Unreachable
 from tests.conftest import ROOT
 from tests.e2e.conftest import Service, portrait, voice  # noqa: F401 - fixtures
+from tests.ports import reserved
 from tests.tasks.conftest import ready_video  # noqa: F401 - a fixture
 from web.errors import HTTP, Code
 
@@ -302,9 +303,9 @@ def test_a_video_takes_the_place_of_no_device_and_of_a_link_s_target(desk: Desk)
 
 
 def test_a_service_that_was_never_there_is_told_at_once(desk: Desk) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        server = f"http://127.0.0.1:{free.getsockname()[1]}"
-    run = desk.run("list", "--server", server, "--json")
+    with reserved() as port:
+        server = f"http://127.0.0.1:{port}"
+        run = desk.run("list", "--server", server, "--json")
     assert run.status == client.LATER
     assert "Connection refused" in run.err and server in run.err
     assert "Connection refused" in json.loads(run.out)["error"]

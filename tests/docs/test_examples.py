@@ -25,6 +25,7 @@ from tests.conftest import ROOT
 from tests.docs.pages import all_pages, blocks
 from tests.e2e.browser import PATIENCE_MS, chromium
 from tests.e2e.conftest import Service, portrait, service, voice  # noqa: F401 - fixtures
+from tests.ports import reserved
 from tests.tasks.conftest import ready_video  # noqa: F401 - a fixture
 
 RECEIVERS = {"example: receiver.py", "example: receiver.mjs"}
@@ -133,13 +134,12 @@ def receiver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[s
     if program is None:
         pytest.skip("node is not installed, which would run the receiver in JavaScript")
     (tmp_path / name).write_text(script_of("docs/webhooks.md", request.param), "utf-8")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {"PATH": os.environ["PATH"], "WEBHOOK_SECRET": SECRET, "PORT": str(port)}
-    running = subprocess.Popen([program, tmp_path / name], env=environment, stdout=subprocess.PIPE, text=True)
-    yield f"http://127.0.0.1:{port}/hook", running
-    running.kill()
-    running.wait(10)
+    with reserved() as port:
+        environment = {"PATH": os.environ["PATH"], "WEBHOOK_SECRET": SECRET, "PORT": str(port)}
+        running = subprocess.Popen([program, tmp_path / name], env=environment, stdout=subprocess.PIPE, text=True)
+        yield f"http://127.0.0.1:{port}/hook", running
+        running.kill()
+        running.wait(30)
 
 
 def signed(body: bytes, moment: datetime, message_id: str = "msg_1") -> dict[str, str]:

@@ -23,6 +23,7 @@ import yaml
 from PIL import Image
 
 from tests.conftest import ROOT
+from tests.ports import reserve
 from tests.tasks.conftest import kill, ready_video, write_video  # noqa: F401 - a fixture
 from utils.process import marked
 
@@ -33,8 +34,8 @@ class Service:
     def __init__(self, folder: Path, environment: dict[str, str], workers: int) -> None:
         self.folder, self.environment, self.workers = folder, environment, workers
         self.data = folder / "data"
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self._held = reserve()  # also while it is down: else another program might be given its port
+        self.port = self._held.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = urllib3.PoolManager(maxsize=32, retries=False, timeout=60)
         self.process: subprocess.Popen[bytes] | None = None
@@ -142,6 +143,7 @@ class Service:
         self.stop()
         for folder in (self.data / "tasks").glob("*"):
             kill(marked({"AVATAR_TASK_ID": folder.name}))
+        self._held.close()
 
 
 def fake_row(folder: Path, video: Path, behaviour: str = "copy", **changes: Any) -> dict[str, Any]:

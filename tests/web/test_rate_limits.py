@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from werkzeug.test import TestResponse
 from tasks.model import Event
 from tasks.quotas import QuotaExceeded
 from tests.conftest import needs_package
+from tests.ports import reserve, reserved
 from tests.web.conftest import Serve, Service, form, png
 from web import limits
 from web.limits import network
@@ -161,8 +161,8 @@ class RedisServer:
 
     def __init__(self, program: str, folder: Path) -> None:
         self.program, self.folder = program, folder
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.held = reserve()
+        self.port = self.held.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}"
         self.start()
 
@@ -188,6 +188,7 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     server = RedisServer(needs_package("redis-server"), tmp_path)
     yield server
     server.stop()
+    server.held.close()
 
 
 def test_with_redis_all_workers_count_together(limited: Limited, redis_server: RedisServer) -> None:
@@ -242,10 +243,9 @@ def test_a_redis_that_answers_nothing_slows_one_request_by_its_deadline_and_not_
 
 
 def test_a_redis_that_was_never_there_stops_nobody(limited: Limited) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    service = limited({"redis_url": f"redis://:swordfish@127.0.0.1:{port}"})
-    assert statuses(6, reader(service, key(service))) == [200] * 5 + [429]
+    with reserved() as port:
+        service = limited({"redis_url": f"redis://:swordfish@127.0.0.1:{port}"})
+        assert statuses(6, reader(service, key(service))) == [200] * 5 + [429]
     assert "swordfish" not in repr(service.settings)
 
 
