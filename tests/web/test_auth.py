@@ -8,9 +8,11 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -76,17 +78,20 @@ def test_a_key_opens_in_either_header(secured: Service, key_of: Callable[..., st
     assert status(secured, {"Authorization": f"bearer {key}"}) == 200
 
 
-def test_of_the_requests_with_a_key_one_alone_waits_for_a_locked_database(serve: Serve) -> None:
+def test_of_the_requests_with_a_key_one_alone_waits_for_a_locked_database(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
     service = serve(auth={"enabled": True}, database_busy_seconds=1.0)
     _, key = service.manager.store.keys.create("acme")
-    took = []
+    waited = []  # whoever waits for a lock that never comes free says so
     with closing(sqlite3.connect(service.settings.data_dir / "avatar.db", isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
         for _ in range(3):
-            began = time.monotonic()
             assert service.client.get("/api/v1/tasks", headers={"X-API-Key": key}).status_code == 200
-            took.append(time.monotonic() - began)
-    assert max(took[1:]) < 0.9 <= took[0]
+            waited.append(caplog.text.count("is not noted: database is locked"))
+        assert time.monotonic() - began >= 0.9
+    assert waited == [1, 1, 1]
 
 
 def test_only_a_hash_of_a_key_is_kept_and_its_use_is_noted(secured: Service, key_of: Callable[..., str]) -> None:
@@ -251,7 +256,13 @@ def issuer() -> Iterator[Issuer]:
 
 
 @pytest.fixture
-def by_issuer(serve: Serve, issuer: Issuer) -> Service:
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An issuer on a busy machine may take its time."""
+    monkeypatch.setattr(jwks, "_TIMEOUT_SECONDS", 60.0)
+
+
+@pytest.fixture
+def by_issuer(serve: Serve, issuer: Issuer, patient: None) -> Service:
     return serve(auth={"enabled": True, "jwks_url": issuer.url, "issuer": ISSUER, "audience": AUDIENCE})
 
 
@@ -265,7 +276,10 @@ def test_tokens_of_an_issuer_open_and_its_keys_are_fetched_once(by_issuer: Servi
     assert issuer.asked == 1
 
 
-def test_what_the_issuer_did_not_sign_opens_nothing(by_issuer: Service, issuer: Issuer) -> None:
+def test_what_the_issuer_did_not_sign_opens_nothing(
+    by_issuer: Service, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks, "_PAUSE_SECONDS", 3600.0)  # longer than this takes, on any machine
     public = issuer.private["rsa"].public_key()
     pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     confused = forged_with(pem)
@@ -310,29 +324,36 @@ def test_an_issuer_that_never_answered_is_a_503(by_issuer: Service, issuer: Issu
 
 
 @pytest.fixture
-def key_set(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> jwks.KeySet:
-    """The issuer's keys, fetched, with short deadlines, and asked for as often as there is a reason."""
-    monkeypatch.setattr(jwks, "_TIMEOUT_SECONDS", 1.0)
+def key_set(issuer: Issuer, patient: None, monkeypatch: pytest.MonkeyPatch) -> jwks.KeySet:
+    """The issuer's keys, fetched, and asked for as often as there is a reason."""
     monkeypatch.setattr(jwks, "_PAUSE_SECONDS", 0.0)
     made = jwks.KeySet(issuer.url)
     assert made.key("rsa") is not None
     return made
 
 
-def test_an_issuer_that_drips_is_left_at_the_deadline_and_delays_nobody_whose_key_is_known(
-    key_set: jwks.KeySet, issuer: Issuer
-) -> None:
+def test_an_issuer_that_drips_delays_nobody_whose_key_is_known(key_set: jwks.KeySet, issuer: Issuer) -> None:
     issuer.drips = True
     key_set._fetched_at -= jwks._FRESH_SECONDS + 1
-    began = time.monotonic()
     assert key_set.key("rsa") is not None
     assert not key_set._answered.is_set(), "a known key waited for the issuer"
+    issuer.drips = False
+    assert key_set._answered.wait(60)
+    assert issuer.asked == 2
+
+
+def test_an_issuer_that_drips_is_left_at_the_deadline(
+    key_set: jwks.KeySet, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks, "_TIMEOUT_SECONDS", 1.0)
+    key_set._policy = replace(key_set._policy, deadline_seconds=1.0)
+    issuer.drips = True
+    began = time.monotonic()
     assert key_set.key("new") is None
-    key_set._fetched_at -= jwks._FRESH_SECONDS
+    key_set._fetched_at -= 2 * jwks._FRESH_SECONDS + 1
     assert key_set.key("rsa") is not None, "the last good keys were given up"
-    assert time.monotonic() - began < 20, "the header's drip, of minutes, was waited for"
-    assert issuer.asked >= 2
-    assert key_set._answered.wait(10), "the issuer is still being asked"
+    assert key_set._answered.wait(60), "the issuer is still being asked"
+    assert time.monotonic() - began < 60, "the header's drip, of minutes, was waited for"
 
 
 def test_rotated_keys_are_found_when_they_are_named_and_those_withdrawn_open_nothing_once_that_is_known(
@@ -408,7 +429,11 @@ def link_of(service: Service, key: str) -> str:
     return url
 
 
-def test_a_signed_link_plays_without_credentials_and_is_stable(secured: Service, key_of: Callable[..., str]) -> None:
+def test_a_signed_link_plays_without_credentials_and_is_stable(
+    secured: Service, key_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment = time.time()  # which stays, so that no new step of the expiry begins meanwhile
+    monkeypatch.setattr("web.links.time", SimpleNamespace(time=lambda: moment))
     key = key_of("acme")
     url = link_of(secured, key)
     task = urlsplit(url).path.split("/")[2]
@@ -417,7 +442,7 @@ def test_a_signed_link_plays_without_credentials_and_is_stable(secured: Service,
     assert [secured.client.open(url, method=method).status_code for method in ("DELETE", "POST")] == [405, 405]
     assert secured.client.get(f"/api/v1/task/{task}", headers=bearer(key)).json["output_video_url"] == url
     expires = int(parse_qs(urlsplit(url).query)["expires"][0])
-    assert 3600 <= expires - time.time() + 1 <= 3600 + 301
+    assert 3600 <= expires - moment <= 3600 + 300
 
 
 @pytest.mark.parametrize(
