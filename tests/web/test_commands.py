@@ -55,7 +55,7 @@ def command(data: Path, *words: str) -> tuple[int, str]:
 def run(data: Path, argv: list[str], **settings: str) -> tuple[int, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AVATAR_")}
     environment = {**kept, "AVATAR_DATA_DIR": str(data), "AVATAR_PORT": "0", **settings}
-    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -283,6 +283,7 @@ def test_a_database_in_use_is_not_replaced(runner: FlaskCliRunner, path: Path, t
 def test_a_backup_while_tasks_are_written_holds_one_moment(path: Path, data: Path, tmp_path: Path) -> None:
     """Each transaction adds a task and its key: a backup of one moment has as many of the one as of the other."""
     store, stop, faults = Store(f"sqlite:///{path}", data), threading.Event(), []
+    written = threading.Semaphore(0)
 
     def write() -> None:
         number = 100
@@ -291,6 +292,7 @@ def test_a_backup_while_tasks_are_written_holds_one_moment(path: Path, data: Pat
                 submit(store, number, IdempotencyKey(f"{number}", "a" * 64))
                 store.happen(store.get(f"gen_20261122_{number:016x}"), Event.CANCEL)
                 number += 1
+                written.release()
         except BaseException as fault:
             faults.append(fault)
 
@@ -303,12 +305,17 @@ def test_a_backup_while_tasks_are_written_holds_one_moment(path: Path, data: Pat
             assert findings(tmp_path / f"{number}.db") == []
             counts.append(read_rows(tmp_path / f"{number}.db"))
             assert read_rows(tmp_path / f"{number}.db", "idempotency_keys") == counts[-1] - 60
+            while written.acquire(blocking=False):
+                pass
+            for _ in range(2):  # of these at least one was begun after the backup
+                assert written.acquire(timeout=60), faults
     finally:
         stop.set()
-        writer.join(30)
+        writer.join(60)
     assert faults == []
     assert counts == sorted(counts)
-    assert read_rows(path) > counts[0] >= 60
+    assert len(set(counts)) == len(counts), "nothing was written between two backups"
+    assert read_rows(path) > counts[-1] >= 60
     store.close()
 
 

@@ -45,7 +45,7 @@ def test_while_another_process_keeps_the_lock_writing_is_a_503_and_reading_goes_
             answer = call()
             assert (answer.status_code, answer.json["error_code"]) == (503, "busy")
             assert int(answer.headers["Retry-After"]) > 0
-            assert time.monotonic() - began < 20
+            assert time.monotonic() - began < 60, "it waited for a lock that never comes free"
         for seen in (f"/api/v1/task/{queued.id}", f"/results/{ended.id}/video.mp4", TASKS):
             assert service.client.get(seen).status_code == 200
         assert "the database is locked by another process" in reasons(service)
