@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 
 # Like configs/gunicorn.conf.py, but without a scheduler: what happens to a task is the test's to say.
 CONFIG = """
-worker_class, threads, keepalive, graceful_timeout = "web.worker.Worker", 96, 5, 30
+worker_class, threads, keepalive, graceful_timeout = "web.worker.Worker", 96, 5, 120
 control_socket_disable = True
 def post_worker_init(worker):
     worker.app.wsgi().extensions["waiting"].stop_when(lambda: not worker.alive)
