@@ -78,12 +78,15 @@ def test_no_label_is_an_id_or_a_tenant(service: Service) -> None:
 
 def test_a_long_poll_is_open_while_it_waits_and_spoils_no_duration(service: Service) -> None:
     task = service.submit(1)
-    poll = threading.Thread(target=Client(service.app).get, args=(f"/api/v1/task/{task.id}?wait=1",))
+    poll = threading.Thread(target=Client(service.app).get, args=(f"/api/v1/task/{task.id}?wait=60",))
     poll.start()
-    deadline = time.monotonic() + 30
-    while not scrape(service.client).value("in_progress", kind="long_poll"):
+    waiting, deadline = service.app.extensions["waiting"], time.monotonic() + 45
+    while not any(place.tag is not None for place in waiting._taken()):  # until it has seen how the task is
         assert time.monotonic() < deadline
-    poll.join(30)
+        time.sleep(0.01)
+    assert scrape(service.client).value("in_progress", kind="long_poll") == 1
+    service.start(task)
+    poll.join(45)
     after = scrape(service.client)
     assert after.value("in_progress", kind="long_poll") == 0
     assert after.value("http_requests_total", route="/api/v1/task/<task_id>") == 1
@@ -170,6 +173,7 @@ def with_gpus(library: Path, tmp_path: Path, serve: Serve, monkeypatch: pytest.M
     nvml.write(machine, [nvml.FakeGpu(first.uuid, free_gib=20.0, load=75), second])
     service = serve()
     probe = service.manager._hardware.probe
+    probe._deadline = 60.0  # what is slow here shall not pass for hung
     probe.start()
     assert len(probe.refresh(60).gpus) == 2
     yield service
@@ -185,16 +189,20 @@ def test_gpus_are_told_and_a_hanging_nvml_holds_no_scrape_up(with_gpus: Service,
     assert seen.value("gpu_state", gpu="1", state="free") == 1
     assert seen.value("slots", kind="gpu") == 2
     assert (seen.value("gpu_look_stale"), seen.value("gpus_lost")) == (0, 0)
-    nvml.write(tmp_path / "machine", nvml.fleet(2), hang=["nvmlDeviceGetCount_v2"])
-    probe = with_gpus.manager._hardware.probe
-    probe._deadline = 0.2
-    deadline = time.monotonic() + 60
-    while not scrape(with_gpus.client).value("gpu_look_stale"):
+    probe, deadline = with_gpus.manager._hardware.probe, time.monotonic() + 60
+    with probe._changed:  # between two looks, of which none begins meanwhile
+        assert probe._changed.wait_for(lambda: probe._done == probe._begun, 60)
+        begun = probe._begun
+        nvml.write(tmp_path / "machine", nvml.fleet(2), hang=["nvmlDeviceGetCount_v2"])
+    while probe._begun == begun:
         assert time.monotonic() < deadline
         probe.refresh(0.1)
+    probe._deadline = 0.2  # for snapshots: the look that has begun is given a minute, and hangs
+    while not scrape(with_gpus.client).value("gpu_look_stale"):
+        assert time.monotonic() < deadline
     began = time.monotonic()
     late = scrape(with_gpus.client)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30, "it waited for NVML"
     assert late.value("gpu_memory_bytes", gpu="0") == 80 * 2**30, "what was last seen"
     assert late.value("gpu_look_age_seconds") > 0.2
 

@@ -59,14 +59,14 @@ def test_few_may_wait_and_one_tenant_s_do_not_keep_others_from_waiting() -> None
     places = Places(1, 1, waiting=2, each_waiting=1)
     with ThreadPoolExecutor(2) as pool:
         with held(places, "a"):
-            waiting = [pool.submit(is_open, places, tenant, 30) for tenant in ("a", "b")]
+            waiting = [pool.submit(is_open, places, tenant, 100) for tenant in ("a", "b")]
             deadline = time.monotonic() + 30
             while places._wait.total() < 2:
                 assert time.monotonic() < deadline
                 time.sleep(0.005)
             began = time.monotonic()
-            assert [is_open(places, tenant, 30) for tenant in ("a", "b", "c")] == [False] * 3
-            assert time.monotonic() - began < 5, "it waited for what it must not wait for"
+            assert [is_open(places, tenant, 100) for tenant in ("a", "b", "c")] == [False] * 3
+            assert time.monotonic() - began < 60, "it waited for what it must not wait for"
         assert [future.result(30) for future in waiting] == [True, True]
     with held(places, "a"):
         assert not is_open(places, "a", 0.01)
