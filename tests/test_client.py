@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from tests.tasks.conftest import ready_video  # noqa: F401 - a fixture
 from web.errors import HTTP, Code
 
 SECRET = "canary-jwt-secret-0123456789abcdef"
-KEY = jwt.encode({"exp": int(time.time()) + 3600, "sub": "u", "tenant": "acme"}, SECRET, "HS256")
+KEY = jwt.encode({"exp": int(time.time()) + 86_400, "sub": "u", "tenant": "acme"}, SECRET, "HS256")
 PROMPT = "Elle sourit: “你好” 👋"
 
 
@@ -65,7 +65,7 @@ class Desk:
     def run(self, *arguments: str, **environment: str) -> Run:
         made = subprocess.run(
             self.command(*arguments), cwd=self.folder, env=self.environment | environment, stdin=subprocess.DEVNULL,
-            capture_output=True, timeout=60,
+            capture_output=True, timeout=120,
         )  # fmt: skip
         assert KEY.encode() not in made.stdout + made.stderr
         assert b"Traceback" not in made.stderr, made.stderr.decode()
@@ -125,18 +125,26 @@ def desk(avatar: Service, tmp_path: Path, portrait: Path, voice: Path) -> Iterat
     found.go.unlink(missing_ok=True)
     yield found
     found.go.touch()
+    # The engines look for it from time to time: those that did not see it would go on beside the next test.
+    until(lambda: not Client(avatar.url, KEY, patience=0).tasks("queued,processing"))
 
 
-def until(holds: Callable[[], bool], seconds: float = 30) -> None:
+def until(holds: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.02)
 
 
+def unsigned(task: client.Task) -> client.Task:
+    """Return a task without the links to its files: they are signed anew every five minutes."""
+    links = ("output_video_url", "poster_url")
+    return replace(task, answer={name: told for name, told in task.answer.items() if name not in links})
+
+
 def read_until(descriptor: int, words: bytes) -> bytes:
     """Return what comes from a stream up to the words."""
-    seen, deadline = b"", time.monotonic() + 30
+    seen, deadline = b"", time.monotonic() + 60
     while words not in seen:
         assert select.select([descriptor], [], [], max(0, deadline - time.monotonic()))[0], seen.decode()
         piece = os.read(descriptor, 4096)
@@ -202,7 +210,7 @@ def test_the_log_is_followed_to_the_end_of_the_task(desk: Desk) -> None:
         until(lambda: desk.library().task(task_id).phase == "generating")
         assert follower.poll() is None
         desk.go.touch()
-        assert follower.wait(30) == 0
+        assert follower.wait(60) == 0
     library = desk.library()
     assert "".join(library.log(task_id, follow=True)) == "".join(library.log(task_id))
 
@@ -211,7 +219,7 @@ def test_the_class_does_what_the_command_does(desk: Desk) -> None:
     task = desk.library().generate(desk.image, str(desk.audio), "she speaks", engine="quick", metadata={"a": "b"})
     ended = task.wait()
     assert (task.status, ended.status, ended.ended, ended.progress) == ("queued", "completed", True, 1.0)
-    assert ended.cancel() == ended.client.task(task.task_id), "what has ended is left as it is"
+    assert unsigned(ended.cancel()) == unsigned(ended.client.task(task.task_id)), "what has ended is left as it is"
     task.download(desk.folder / "own.mp4")
     assert (desk.folder / "own.mp4").stat().st_size == ended.answer["video"]["size_bytes"]
     with pytest.raises(AttributeError):
@@ -467,7 +475,7 @@ def test_a_restart_of_the_service_is_waited_for(desk: Desk) -> None:
         read_until(waiting.stderr.fileno(), b"trying again")
         desk.service.start()
         desk.go.touch()
-        assert waiting.wait(60) == 0
+        assert waiting.wait(120) == 0
         assert waiting.stdout.read() == b"late.mp4\n"
 
 
@@ -505,13 +513,14 @@ def test_ctrl_c_at_a_terminal_asks_and_yes_cancels(desk: Desk) -> None:
         read_until(person, b"cancel the task?")
         termios.tcsetwinsize(person, (24, 40))
         os.write(person, b"n\n")  # upon which the bar is drawn anew
-        shown = read_until(person, b" left").decode().split("\x1b[K")[-1]
+        read = read_until(person, b" left")  # and perhaps some of how it is drawn next
+        shown = read[: read.index(b" left") + 5].decode().split("\x1b[K")[-1]
         assert shown.startswith("generating ") and "─" in shown and len(shown) < 40
         started.send_signal(signal.SIGINT)
         read_until(person, b"cancel the task?")
         os.write(person, b"y\n")
         read_until(person, b"cancelled\r\n")
-        assert started.wait(30) == client.CANCELLED
+        assert started.wait(60) == client.CANCELLED
     assert desk.library().task(task_at(seen)).status == "cancelled"
 
 
@@ -522,7 +531,7 @@ def test_a_second_ctrl_c_leaves_the_task_alone_and_tells_how_to_pick_it_up(desk:
         read_until(person, b"cancel the task?")
         started.send_signal(signal.SIGINT)
         read_until(person, f"download {task_id} --server".encode())
-        assert started.wait(30) == client.INTERRUPTED
+        assert started.wait(60) == client.INTERRUPTED
     assert desk.library().task(task_id).status == "processing"
     desk.go.touch()
     assert desk.run("download", task_id).status == 0
@@ -533,7 +542,7 @@ def test_an_interrupt_without_a_terminal_leaves_the_task_alone(desk: Desk) -> No
         assert started.stderr and started.stdout
         task_id = task_at(read_until(started.stderr.fileno(), b"generating"))
         started.send_signal(signal.SIGINT)
-        assert started.wait(30) == client.INTERRUPTED
+        assert started.wait(60) == client.INTERRUPTED
         assert json.loads(started.stdout.read()) == {"error": "interrupted", "task_id": task_id}
         assert f"download {task_id}".encode() in started.stderr.read()
     assert not desk.library().task(task_id).answer["cancel_requested"]
@@ -580,14 +589,14 @@ def test_output_that_nobody_reads_or_that_cannot_be_encoded_is_no_crash(desk: De
     with desk.start("list", stdout=writing) as started:
         os.close(writing)
         assert started.stderr
-        assert (started.wait(30), started.stderr.read()) == (client.CLOSED, b"")
+        assert (started.wait(60), started.stderr.read()) == (client.CLOSED, b"")
     closed = subprocess.run(
-        ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *desk.command("list")], env=desk.environment, timeout=30
+        ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *desk.command("list")], env=desk.environment, timeout=60
     )
     assert closed.returncode == 0
     with Path("/dev/full").open("wb") as full, desk.start("list", stdout=full) as started:
         assert started.stderr
-        assert started.wait(30) == client.LOCAL
+        assert started.wait(60) == client.LOCAL
         assert started.stderr.read().startswith(b"error: ")
 
 
