@@ -148,7 +148,7 @@ def test_every_block_of_code_is_of_its_language(name: str, tmp_path: Path) -> No
             case "yaml":
                 yaml.safe_load(block.text)
             case "bash":
-                subprocess.run(["bash", "-n"], input=block.text, text=True, check=True, timeout=10)
+                subprocess.run(["bash", "-n"], input=block.text, text=True, check=True, timeout=60)
             case kind:
                 assert kind in ("", "html", "js", "mermaid"), f"no test knows {kind}"
 
@@ -164,7 +164,7 @@ def test_every_script_for_browsers_and_node_compiles(name: str, tmp_path: Path) 
     assert scripts
     for script in scripts:
         (tmp_path / "example.mjs").write_text(script, "utf-8")
-        done = subprocess.run([node, "--check", tmp_path / "example.mjs"], capture_output=True, text=True, timeout=30)
+        done = subprocess.run([node, "--check", tmp_path / "example.mjs"], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
 
 
