@@ -26,7 +26,7 @@ def main() -> int:
     except ConfigError as error:
         print(f"settings   {error}")
         return 1
-    snapshot = look(10.0)
+    snapshot = look()
     devices = engine_environment(settings).get("CUDA_VISIBLE_DEVICES")
     _tell_gpus(snapshot, devices)
     _tell_live_avatar(settings)
