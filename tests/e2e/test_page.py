@@ -306,6 +306,26 @@ def test_a_card_of_the_history_tells_the_phase_that_the_task_is_in(studio: Studi
         guest.until("#gallery .badge", "Generating")
 
 
+@pytest.mark.parametrize("address", ["/", "/#/service"])
+def test_what_is_pressed_while_a_task_gets_on_is_clicked_and_keeps_the_focus(studio: Studio, address: str) -> None:
+    link = "#gallery [data-act=open]" if address == "/" else "#service-body .rows a"
+    said = "#gallery .badge" if address == "/" else "#service-body .rows:has(a) .row-end"
+    with studio.visit() as guest:
+        task = studio.submit("talks")
+        now = studio.run.until(task, lambda one: one["status"] == "processing")
+        listed = {"tasks": [{**now, "progress": 0.25}], "next_cursor": None}
+        guest.page.route("**/api/v1/tasks?*", lambda route: route.fulfill(json=listed))
+        page = guest.open(address)
+        guest.until(said, "25 %")
+        page.hover(link)
+        page.mouse.down()
+        listed["tasks"] = [{**now, "progress": 0.5}]
+        guest.until(said, "50 %")
+        assert page.locator(link).evaluate("(link) => link === document.activeElement")
+        page.mouse.up()
+        page.wait_for_url(f"**/#/task/{task}")
+
+
 def test_on_a_phone_no_word_stands_over_the_button_that_sends(studio: Studio) -> None:
     with studio.visit(viewport={"width": 360, "height": 740}) as guest:
         page = guest.open()

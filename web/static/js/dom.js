@@ -46,6 +46,29 @@ export function fill(element, ...children) {
   element.replaceChildren(...children.flat().filter(Boolean));
 }
 
+/**
+ * Show children as `fill` does, but keep the elements that are there and of the same kind, with their listeners: a button
+ * that is replaced between the press and the release of the mouse is never clicked, and one that has the focus loses it.
+ */
+export function renew(element, ...children) {
+  const wanted = children.flat().filter(Boolean);
+  const there = [...element.childNodes];
+  wanted.forEach((child, index) => {
+    const old = there[index];
+    if (!old) element.append(child);
+    else if (old.nodeName !== child.nodeName) old.replaceWith(child);
+    else if (old.nodeType === Node.ELEMENT_NODE) become(old, child);
+    else if (old.data !== child.data) old.data = child.data;
+  });
+  for (const old of there.slice(wanted.length)) old.remove();
+}
+
+function become(element, wanted) {
+  for (const { name } of [...element.attributes]) if (!wanted.hasAttribute(name)) element.removeAttribute(name);
+  for (const { name, value } of wanted.attributes) if (element.getAttribute(name) !== value) element.setAttribute(name, value);
+  renew(element, [...wanted.childNodes]);
+}
+
 // --- numbers ---------------------------------------------------------------------------------------------------------
 
 export function number(value, digits = 0) {

@@ -1,6 +1,6 @@
 // One's videos: a page of them, newest first, kept fresh while any is open; filtered by the service, searched here.
 import { api } from "./api.js";
-import { $, ago, duration, exactly, fill, h, icon, number, toast } from "./dom.js";
+import { $, ago, duration, exactly, fill, h, icon, number, renew, toast } from "./dom.js";
 import { hasEnded, stamped } from "./events.js";
 import { t } from "./i18n.js";
 import { errorText } from "./words.js";
@@ -135,11 +135,8 @@ export class History {
     const key = JSON.stringify([task.status, task.phase, Math.floor(task.progress * 100), task.cancel_requested, pathOf(task.poster_url), ago(task.submit_time)]);
     let card = this.cards.get(task.task_id);
     if (card?.key !== key) {
-      const made = { key, element: card?.element ?? h("li", { class: "item", dataset: { id: task.task_id } }) };
-      const focused = made.element.contains(document.activeElement) ? document.activeElement.dataset.act : null;
-      fill(made.element, this.face(task));
-      if (focused) $(`[data-act="${focused}"]`, made.element)?.focus();
-      card = made;
+      card = { key, element: card?.element ?? h("li", { class: "item", dataset: { id: task.task_id } }) };
+      renew(card.element, this.face(task)); // whoever is about to click it while it gets on still does
       this.cards.set(task.task_id, card);
     }
     card.element.classList.toggle("current", task.task_id === this.current);
@@ -148,6 +145,7 @@ export class History {
 
   face(task) {
     const ended = hasEnded(task);
+    const act = (what) => () => this.actions[what](this.tasks.get(task.task_id) ?? task); // as it is when it is pressed
     const name = nameOf(task);
     const sent = this.pictures.get(task.metadata.image_path)?.url;
     const none = h("div", { class: "no-poster" }, icon({ failed: "alert", cancelled: "cut" }[task.status] ?? "film"));
@@ -155,8 +153,7 @@ export class History {
       ? h("img", { class: task.poster_url ? "" : "sent", src: task.poster_url ?? sent, alt: "", loading: "lazy", decoding: "async",
         onerror: ({ target }) => target.replaceWith(none) }) : none;
     const length = duration(task.duration_seconds ?? task.plan.video_seconds);
-    const meter = task.status === "processing"
-      ? h("progress", { max: 1, value: task.progress, "aria-label": `${t("stage.progress")}: ${name}` }) : null;
+    const meter = h("progress", { max: 1, value: task.progress, hidden: task.status !== "processing", "aria-label": `${t("stage.progress")}: ${name}` });
     const status = task.status === "processing" ? `${t(`phase.${task.phase}`)} ${number(Math.floor(task.progress * 100))} %` : t(`status.${task.status}`);
     const tool = (act, glyph, label, run) => h("button", { type: "button", class: "button quiet small square", dataset: { act }, title: label,
       "aria-label": `${label}: ${name}`, onclick: run }, icon(glyph));
@@ -169,9 +166,8 @@ export class History {
         h("div", { class: "item-name", title: name }, name),
         h("div", { class: "item-row" }, h("small", { title: exactly(task.submit_time) }, ago(task.submit_time)),
           h("div", { class: "item-tools", role: "group", "aria-label": t("history.menu", { name }) },
-            tool("again", "again", t("stage.again"), () => this.actions.again(task)),
-            ended ? tool("remove", "trash", t("stage.delete"), () => this.actions.remove(task))
-              : tool("remove", "close", t("stage.cancel"), () => this.actions.remove(task))))),
+            tool("again", "again", t("stage.again"), act("again")),
+            ended ? tool("remove", "trash", t("stage.delete"), act("remove")) : tool("remove", "close", t("stage.cancel"), act("remove"))))),
     ];
   }
 }

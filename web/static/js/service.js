@@ -1,7 +1,7 @@
 // What operators look at: whether new tasks can run and why not, engines, GPUs, the queue. Asked only while it is seen,
 // but for the dot in the bar.
 import { api } from "./api.js";
-import { $, duration, fill, h, icon, number, roughly } from "./dom.js";
+import { $, duration, h, icon, number, renew, roughly } from "./dom.js";
 import { secondsLeft, stamped } from "./events.js";
 import { t } from "./i18n.js";
 import { engineTitle, errorText } from "./words.js";
@@ -51,10 +51,10 @@ export class Service {
     dot.className = `dot ${status}`;
     dot.title = status ? t(`service.${status}`) : "";
     if (!this.seen) return;
-    if (this.problem) return fill($("#service-body"), h("p", { class: "notice bad" }, icon("alert"), h("span", {}, errorText(this.problem))));
+    if (this.problem) return renew($("#service-body"), h("p", { class: "notice bad" }, icon("alert"), h("span", {}, errorText(this.problem))));
     if (!this.health) return;
     const { health } = this;
-    fill($("#service-body"), this.summary(health), "engines" in health
+    renew($("#service-body"), this.summary(health), "engines" in health
       ? [...this.lists(health), this.engines(health), this.gpus(health), this.running()]
       : h("p", { class: "notice" }, icon("key"), h("span", {}, t("service.hidden"))));
   }
