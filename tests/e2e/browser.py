@@ -24,7 +24,7 @@ ARGUMENTS = (
 _WATCH = "document.addEventListener('securitypolicyviolation', (event) => console.error('CSP: ' + event.blockedURI))"
 _SIGN_IN = "try { sessionStorage.setItem('api-key', KEY) } catch { /* about:blank has no storage */ }"
 _AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text("utf-8")
-_SETTLE = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+SETTLE = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 _LOOK = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations
     .filter(({impact}) => impact === "serious" || impact === "critical")
     .map(({id, nodes}) => id + ": " + nodes.map((node) => node.html.slice(0, 160)).join(" | "))"""
@@ -120,7 +120,7 @@ class Visit:
         """Hold that axe-core finds nothing serious or critical in what is shown just now."""
         if not self.page.evaluate("'axe' in window"):
             self.page.evaluate(_AXE)
-        self.page.evaluate(_SETTLE)  # the colours of what is on the page follow with the next frames
+        self.page.evaluate(SETTLE)  # the colours of what is on the page follow with the next frames
         found = self.page.evaluate(_LOOK)
         lang_and_scheme = "[document.documentElement.lang, matchMedia('(prefers-color-scheme: dark)').matches]"
         assert not found, (self.page.evaluate(lang_and_scheme), found)

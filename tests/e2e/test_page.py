@@ -6,14 +6,17 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Route
 
 from tests.conftest import ROOT
-from tests.e2e.browser import Visit, chromium, visit
+from tests.e2e.browser import SETTLE, Visit, chromium, visit
 from tests.e2e.conftest import write_portrait, write_voice
 from tests.e2e.studio import Studio, opened
 from tests.web.conftest import Serve, serve  # noqa: F401 - a fixture
@@ -423,6 +426,131 @@ def test_the_history_is_filtered_searched_and_read_on(studio: Studio) -> None:
         guest.open("/#/service")
         guest.until("#service-body .rows", "this one runs")
         guest.is_accessible("dark")
+
+
+class Held:
+    """Answers to the page that are kept back until a test lets them go."""
+
+    def __init__(self, guest: Visit, pattern: str, answer: Callable[[Route], dict[str, Any] | None]) -> None:
+        """`answer` says what a request is answered; None: what the service says."""
+        self.page, self.answer = guest.page, answer
+        self.holds: Callable[[str], bool] = lambda url: False
+        self.routes: list[Route] = []
+        guest.page.route(pattern, self.take)
+
+    def take(self, route: Route) -> None:
+        if self.holds(route.request.url):
+            self.routes.append(route)
+        else:
+            self.send(route)
+
+    def send(self, route: Route) -> None:
+        answer = self.answer(route)
+        if answer is None:
+            route.continue_()
+        else:
+            route.fulfill(json=answer)
+
+    def caught(self) -> None:
+        """Wait until one is held, and hold no more."""
+        deadline = time.monotonic() + 60
+        while not self.routes:
+            assert time.monotonic() < deadline, "nothing was asked"
+            self.page.wait_for_timeout(20)
+        self.holds = lambda url: False
+
+    def let_go(self) -> None:
+        """Answer what is held, and give the page the time to take it up."""
+        while self.routes:
+            self.send(self.routes.pop())
+        self.page.evaluate("fetch('/static/img/icon.svg').then((answer) => answer.text())")  # comes behind it
+        self.page.evaluate(SETTLE)
+
+
+def listing(studio: Studio, number: int) -> Callable[[Route], dict[str, Any]]:
+    """Return what answers for a list of so many tasks."""
+    one = studio.run.task(studio.submit("talks"))
+    tasks = [{**one, "task_id": f"gen_20261122_{at:016x}"} for at in range(number)]
+
+    def answer(route: Route) -> dict[str, Any]:
+        asked = {key: text[0] for key, text in parse_qs(urlsplit(route.request.url).query).items()}
+        begin, most = int(asked.get("cursor", 0)), int(asked["limit"])
+        cursor = str(begin + most) if begin + most < number else None
+        return {"tasks": [] if asked.get("status") == "failed" else tasks[begin : begin + most], "next_cursor": cursor}
+
+    return answer
+
+
+def test_what_is_read_on_in_the_list_stays_whatever_answer_was_on_its_way(studio: Studio) -> None:
+    with studio.visit() as guest:
+        held = Held(guest, "**/api/v1/tasks?*", listing(studio, 30))
+        page = guest.open()
+        items = page.locator("#gallery .item")
+        items.nth(23).wait_for()
+        held.holds = lambda url: "cursor" not in url
+        held.caught()
+        page.click("#history-more")
+        items.nth(29).wait_for()
+        with page.expect_request("**/api/v1/tasks?limit=30"):
+            held.let_go()
+        assert items.count() == 30
+
+
+def test_an_answer_for_another_filter_or_key_is_not_shown(studio: Studio) -> None:
+    with studio.visit() as guest:
+        held = Held(guest, "**/api/v1/tasks?*", listing(studio, 30))
+        page = guest.open()
+        items = page.locator("#gallery .item")
+        items.nth(23).wait_for()
+        held.holds = lambda url: "cursor" in url
+        page.click("#history-more")
+        held.caught()
+        page.click("#filters button:has-text('Failed')")
+        guest.until("#history-empty", "No videos match.")
+        held.let_go()
+        assert items.count() == 0
+        page.click("#filters button:has-text('All')")
+        items.nth(23).wait_for()
+        held.holds = lambda url: True
+        held.caught()
+        page.click("#key-button")
+        page.click("#key-forget")
+        assert items.count() == 0
+        held.let_go()
+        assert items.count() == 0
+
+
+def test_an_engine_that_was_chosen_before_its_state_was_known_is_still_told_as_unavailable(studio: Studio) -> None:
+    with studio.visit() as guest:
+        held = Held(guest, "**/api/v1/health", lambda route: None)
+        held.holds = lambda url: True
+        page = guest.open()
+        held.caught()
+        page.select_option("#engine", "live_avatar")
+        held.let_go()
+        guest.until("#engine-problem", "LIVE_AVATAR_HOME is not set")
+        page.select_option("#engine", "auto")
+        assert guest.says("#engine-problem") == ""
+
+
+def test_a_file_that_is_still_looked_at_gives_way_to_what_is_taken_over(studio: Studio) -> None:
+    late = """(() => {
+      const { decode } = HTMLImageElement.prototype;
+      HTMLImageElement.prototype.decode = function () {
+        return new Promise((resolve) => { window.look = resolve; }).then(() => decode.call(this));
+      };
+    })()"""
+    with studio.visit() as guest:
+        studio.submit("talks")
+        guest.context.add_init_script(late)
+        page = guest.open()
+        page.set_input_files("#image", studio.portrait)
+        page.wait_for_function("() => window.look")
+        page.click("#gallery [data-act=again]")  # its portrait was sent by another page, so none is taken over
+        page.locator("#image-drop.full").wait_for(state="detached")
+        page.evaluate("window.look()")
+        page.evaluate(SETTLE)
+        assert page.locator("#image-drop.full").count() == 0
 
 
 def test_all_of_it_is_done_with_the_keyboard_alone(studio: Studio) -> None:

@@ -151,8 +151,10 @@ export class Form {
   /** Take up what the service said of its engines. */
   showHealth(health) {
     if (!health?.engines) return;
+    const before = Boolean(this.wrong("engine"));
     this.engines = new Map(health.engines.map((engine) => [engine.name, engine]));
     this.drawEngines();
+    if (Boolean(this.wrong("engine")) !== before) this.check("engine"); // it was chosen before this was known
   }
 
   refresh() {

@@ -23,7 +23,8 @@ export class History {
     this.cards = new Map();
     this.filter = "all";
     this.current = null;
-    this.read = 0;
+    this.read = 0; // turns of reading the list
+    this.kind = 0; // turns of what is listed
     $("#search").addEventListener("input", () => this.show());
     $("#history-more").addEventListener("click", () => this.more().catch((error) => toast(errorText(error), "bad")));
     document.addEventListener("language", () => this.redraw());
@@ -44,18 +45,26 @@ export class History {
     this.filter = name;
     this.drawFilters();
     $('[aria-pressed="true"]', $("#filters")).focus();
+    this.kind += 1;
     this.tasks.clear();
     return this.load();
   }
 
-  /** Read the first page again, and all that is shown beyond it. */
+  /** How many tasks are read at once: the first page, and all that is shown beyond it. */
+  get most() {
+    return Math.min(200, Math.max(24, this.tasks.size));
+  }
+
+  /** Read again what is shown. */
   async load() {
     if (!this.allowed()) return this.forget();
+    const { most } = this;
     this.read += 1;
     const turn = this.read;
     try {
-      const { tasks, next_cursor: cursor } = await api.tasks(FILTERS[this.filter], null, Math.min(200, Math.max(24, this.tasks.size)));
+      const { tasks, next_cursor: cursor } = await api.tasks(FILTERS[this.filter], null, most);
       if (turn !== this.read) return null;
+      if (most < this.most) return this.load(); // meanwhile more is shown
       this.cursor = cursor;
       this.tasks = new Map(tasks.map((task) => [task.task_id, stamped(task)]));
       this.problem = null;
@@ -67,7 +76,10 @@ export class History {
     return this.keepFresh();
   }
 
+  /** Show nothing any more; what is on its way was for someone else. */
   forget() {
+    this.read += 1;
+    this.kind += 1;
     this.tasks.clear();
     this.cursor = null;
     this.show();
@@ -81,7 +93,9 @@ export class History {
   }
 
   async more() {
+    const { kind } = this;
     const { tasks, next_cursor: cursor } = await api.tasks(FILTERS[this.filter], this.cursor);
+    if (kind !== this.kind) return;
     this.cursor = cursor;
     for (const task of tasks) this.tasks.set(task.task_id, stamped(task));
     this.show();

@@ -204,6 +204,7 @@ function wireKey() {
     forgetPictures(); // of whoever had the key before
     showKey();
     stage.showEmpty();
+    videos.forget();
     videos.load();
     service.load();
     route();

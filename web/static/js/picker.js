@@ -32,15 +32,15 @@ export class Picker {
   }
 
   async inspect(file) {
-    this.turn += 1;
-    const turn = this.turn;
     this.put({ file, name: file.name, looking: true });
+    const { turn } = this;
     const found = await INSPECT[this.kind](file);
     if (turn === this.turn) this.put({ file, name: file.name, ...found });
   }
 
-  /** Show a medium; null shows the empty box. */
+  /** Show a medium; null shows the empty box. A file that is still looked at comes too late then. */
   put(medium) {
+    this.turn += 1;
     if (this.medium?.url && this.medium.url !== medium?.url && !this.medium.lent) URL.revokeObjectURL(this.medium.url);
     this.player?.pause();
     this.medium = medium;
@@ -50,7 +50,6 @@ export class Picker {
   }
 
   remove() {
-    this.turn += 1;
     this.put(null);
     this.input.focus();
   }
