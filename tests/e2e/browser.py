@@ -16,12 +16,19 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, R
 
 from tests.conftest import needs_package
 
-PATIENCE_MS = 30_000
+PATIENCE_MS = 60_000
 ARGUMENTS = (
     "--disable-background-networking", "--mute-audio", "--autoplay-policy=no-user-gesture-required",
     "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
 )  # fmt: skip
 _WATCH = "document.addEventListener('securitypolicyviolation', (event) => console.error('CSP: ' + event.blockedURI))"
+_HEAR = """(() => {
+  window.toasts = []; // each that was seen and where: it may be gone before a test looks
+  const hear = (node) => node.matches?.(".toast") && node.checkVisibility()
+    && window.toasts.push({text: node.textContent, box: node.getBoundingClientRect().toJSON()});
+  new MutationObserver((changes) => changes.forEach(({addedNodes}) => addedNodes.forEach(hear)))
+    .observe(document, {childList: true, subtree: true});
+})()"""
 _SIGN_IN = "try { sessionStorage.setItem('api-key', KEY) } catch { /* about:blank has no storage */ }"
 _AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text("utf-8")
 SETTLE = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
@@ -83,13 +90,18 @@ class Visit:
     def fill(self, portrait: Path, voice: Path, engine: str = "preview", prompt: str = "a person speaks") -> None:
         """Fill in the form, without sending it."""
         # While all sizes are there: of those that come to the same video of the portrait, the chosen one is left.
-        self.page.check("input[name=size][value='384*256']", force=True)
+        self.page.check("input[name=size][value='384*256']")
         self.page.set_input_files("#image", portrait)
         self.page.set_input_files("#audio", voice)
         self.page.fill("#prompt", prompt)
         self.page.select_option("#engine", engine)
         self.page.wait_for_selector("#image-drop img.portrait")
         self.page.wait_for_selector("#audio-drop .sound .button")
+
+    def is_told(self, text: str) -> dict[str, float]:
+        """Wait until a message that goes by itself has said this; return where it stood."""
+        told = "(text) => window.toasts.find((toast) => toast.text.includes(text))?.box"
+        return dict(self.page.wait_for_function(told, arg=text).json_value())
 
     def tab_to(self, selector: str) -> None:
         """Press Tab until this has the focus, and hold that each stop on the way is seen to have it."""
@@ -133,6 +145,7 @@ class Visit:
     def is_as_wide_as(self, pixels: int) -> None:
         """Hold that nothing hangs out at the side of a screen of this width."""
         self.page.set_viewport_size({"width": pixels, "height": 800})
+        self.page.wait_for_function("(pixels) => innerWidth === pixels", arg=pixels)
         assert self.page.evaluate("document.documentElement.scrollWidth") == pixels
 
 
@@ -143,6 +156,7 @@ def visit(browser: Browser, url: str, failures: tuple[str, ...] = (), key: str =
     made = browser.new_context(**{**usual, "viewport": {"width": 1360, "height": 900}, **context})
     made.set_default_timeout(PATIENCE_MS)
     made.add_init_script(_WATCH)
+    made.add_init_script(_HEAR)
     if key:
         made.add_init_script(_SIGN_IN.replace("KEY", json.dumps(key)))
     page = made.new_page()

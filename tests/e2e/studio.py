@@ -21,12 +21,16 @@ JWT_SECRET = "secret-of-the-page-tests-0123456789"
 
 @dataclass
 class Studio:
-    """A service that asks for credentials, with engines that talk without end, fail and copy; visitors are tenants."""
+    """A service that asks for credentials; visitors are tenants.
+
+    Beside the preview it has engines that talk without end, fail, copy, and get on until `go` is there.
+    """
 
     run: Service
     browser: Browser
     portrait: Path
     voice: Path
+    go: Path
     visitors: Iterator[int] = field(default_factory=count)
     uploads: tuple[str, str] | None = None  # of the visitor that is in
 
@@ -49,7 +53,7 @@ class Studio:
     def end_tasks(self) -> None:
         tasks = self.run.call("GET", "/api/v1/tasks?status=queued,processing&limit=200")[1]["tasks"]
         for task in tasks:  # newest first, so that none of them starts
-            self.run.call("DELETE", f"/api/v1/task/{task['task_id']}")
+            self.run.call("POST", f"/api/v1/task/{task['task_id']}/cancel")  # or it has just ended, and stays
         for task in tasks[-1:]:
             self.run.ended(task["task_id"])
 
@@ -62,11 +66,16 @@ class Studio:
 @contextmanager
 def opened(folder: Path, ready_video: Path, browser: Browser) -> Iterator[Studio]:
     """Open one with its data in `folder`."""
+    go = folder / "go"
     talks = fake_row(
         folder, ready_video, "chatter", steps=3, steps_reason="it knows no more", estimate={"load_seconds": 50}
     )
     settings = engine_table(
-        folder, talks=talks, breaks=fake_row(folder, ready_video, "fail"), copies=fake_row(folder, ready_video)
+        folder,
+        talks=talks,
+        breaks=fake_row(folder, ready_video, "fail"),
+        copies=fake_row(folder, ready_video),
+        paced=fake_row(folder, ready_video, "when_told", env={"FAKE_GO": str(go)}, estimate={"seconds_per_frame": 1}),
     )
     auth = {"AVATAR_AUTH__ENABLED": "true", "AVATAR_AUTH__JWT_SECRET": JWT_SECRET}
     limits = {"AVATAR_INPUTS__MAX_IMAGE_BYTES": "300000"}
@@ -74,6 +83,6 @@ def opened(folder: Path, ready_video: Path, browser: Browser) -> Iterator[Studio
     inputs = folder / "in"
     try:
         run.start()
-        yield Studio(run, browser, write_portrait(inputs / "portrait.png"), write_voice(inputs / "voice.wav"))
+        yield Studio(run, browser, write_portrait(inputs / "portrait.png"), write_voice(inputs / "voice.wav"), go)
     finally:
         run.clean_up()
