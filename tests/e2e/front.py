@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import ROOT, needs_package
+from tests.ports import reserve
 from tests.web.conftest import Service
 
 PROBLEM = "application/problem+json"
@@ -62,10 +63,14 @@ class Front:
         return self.ask(f"/results/gen_20261122_0000000000000001/video.mp4{query}", self.own | named)
 
 
+_HELD: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
+    """Return a port that is nobody else's until the tests end."""
+    _HELD.append(reserve())
+    port: int = _HELD[-1].getsockname()[1]
+    return port
 
 
 def rendered(folder: Path, port: int, results: Path, upstream: str, tls: str = "") -> str:
