@@ -13,7 +13,7 @@ from typing import Any
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ Answer = Callable[[str, int], int | None]
 """Of a path and how often it was asked before, the status; None: never, while the receiver runs."""
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # one more than the usual 5 that come while it is stalled is told only a second later
+
+
 class Receiver:
     """Answers each request by `answer`; by 204 where there is none."""
 
@@ -68,8 +73,7 @@ class Receiver:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 

@@ -57,7 +57,7 @@ def unreadable(secret: str) -> dict[str, tuple[bytes, int]]:
 
 def raw(port: int, request: bytes) -> bytes:
     """Send bytes; return all that comes until the connection is closed."""
-    with socket.create_connection(("127.0.0.1", port), 30) as sock:
+    with socket.create_connection(("127.0.0.1", port), 60) as sock:
         sock.sendall(request)
         return b"".join(iter(lambda: sock.recv(65536), b""))
 
@@ -67,13 +67,15 @@ def test_no_secret_is_told_to_anyone_who_does_not_have_it(
     service: Callable[..., Service], tmp_path: Path, portrait: Path, voice: Path
 ) -> None:
     auth = {"AVATAR_AUTH__ENABLED": "true", "AVATAR_AUTH__JWT_SECRET": JWT_SECRET, "AVATAR_LOG_LEVEL": "DEBUG"}
-    run = service(1, "slow_copy", fake={"env": {"FAKE_SECONDS": "3"}}, **auth)
+    go = tmp_path / "go"
+    run = service(1, "when_told", fake={"env": {"FAKE_GO": str(go)}}, **auth)
     key = make_key(run)
     token = jwt.encode({"exp": int(time.time()) + 600, "sub": "u", "tenant": "acme"}, JWT_SECRET, "HS256")
     run.http.headers = {"X-API-Key": key}
     accepted = run.submit(str(portrait), str(voice), engine="fake")
     run.until(accepted["task_id"], lambda task: task["phase"] == "generating")
     while_it_runs = command_lines()
+    go.touch()
     url = run.ended(accepted["task_id"])["output_video_url"]
     signature = parse_qs(urlsplit(url).query)["signature"][0]
     secrets = {"key": key, "its half": key.split("_", 2)[2], "token": token, "jwt": JWT_SECRET, "link": signature}

@@ -20,7 +20,7 @@ from tests.receivers import receiver
 SETTINGS = {
     "AVATAR_WEBHOOKS__ALLOWED_NETWORKS": "127.0.0.0/8",
     "AVATAR_WEBHOOKS__RETRY_SECONDS": "0.1,0.1",
-    "AVATAR_WEBHOOKS__TIMEOUT_SECONDS": "1",
+    "AVATAR_WEBHOOKS__TIMEOUT_SECONDS": "10",
     "AVATAR_ENV": "test",
 }
 
@@ -47,12 +47,14 @@ def test_kill_9_before_and_during_the_telling_loses_nothing_and_a_second_message
     service: Callable[..., Service], tmp_path: Path, portrait: Path, voice: Path
 ) -> None:
     """The service dies while the task runs, its runner ends the task alone, and the next one dies as it tells."""
+    go = tmp_path / "go"
     with receiver() as hook:
-        run = service(1, "slow_copy", fake={"env": {"FAKE_SECONDS": "1"}}, **SETTINGS)
+        run = service(1, "when_told", fake={"env": {"FAKE_GO": str(go)}}, **SETTINGS)
         accepted = run.submit(str(portrait), str(voice), engine="fake", webhook_url=hook.url("/hook?token=canary"))
         task_id = accepted["task_id"]
         run.until(task_id, lambda task: task["phase"] == "generating")
         run.kill()
+        go.touch()
         store = Store(f"sqlite:///{run.data / 'avatar.db'}", run.data, prepare=False)
         wait_for_end(store, task_id)
         assert (store.census().webhooks.pending, hook.told) == (1, [])
