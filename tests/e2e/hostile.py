@@ -30,7 +30,7 @@ def flood(address: str) -> None:
 
 
 def slow() -> None:
-    held = [socket.create_connection(("127.0.0.1", PORT), 30, ("127.0.0.30", 0)) for _ in range(400)]
+    held = [socket.create_connection(("127.0.0.1", PORT), 60, ("127.0.0.30", 0)) for _ in range(400)]
     for sock in held[:200]:
         sock.sendall(b"GET / HTTP/1.1\r\nX: ")
     print("ready", flush=True)

@@ -56,7 +56,7 @@ def test_it_is_as_dark_as_the_system_and_follows_it(browser: Browser, url: str) 
         turns(page, DARK)
         page.emulate_media(color_scheme="light")
         turns(page, LIGHT)
-        assert not page.evaluate("document.documentElement.classList.contains('dark-mode')")
+        page.wait_for_function("() => !document.documentElement.classList.contains('dark-mode')")
 
 
 def test_the_choice_of_colours_and_language_is_one_for_both_pages(browser: Browser, url: str) -> None:
@@ -116,6 +116,7 @@ def test_the_key_given_to_the_page_is_sent_here_too(browser: Browser, tmp_path: 
         with visit(browser, run.start().url, ("status of 401",), jwt.encode(claims, JWT_SECRET, "HS256")) as guest:
             for answer in ("200", "401"):
                 page = opened(guest)
+                page.wait_for_selector(f".btn.authorize.{'locked' if answer == '200' else 'unlocked'}")
                 page.click("button.opblock-summary-control:has-text('/api/v1/tasks')")
                 page.click(".try-out__btn")
                 page.click(".btn.execute")

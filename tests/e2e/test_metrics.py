@@ -33,6 +33,10 @@ def alone(run: Service, one: psutil.Process) -> Iterator[None]:
     others = [worker for worker in workers(run) if worker.pid != one.pid]
     for other in others:
         other.send_signal(signal.SIGSTOP)
+    deadline = time.monotonic() + 60
+    while any(other.status() != psutil.STATUS_STOPPED for other in others):  # until then it may accept one more
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
     try:
         yield
     finally:
@@ -52,6 +56,7 @@ def until(run: Service, holds: Callable[[Scrape], bool]) -> Scrape:
     while not holds(seen := scrape(run)):
         assert time.monotonic() < deadline, run.log()
         time.sleep(0.02)
+        run.http.clear()  # who answered last may be about to end
     return seen
 
 
