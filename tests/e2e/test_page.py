@@ -37,6 +37,13 @@ PLAY = """(video) => new Promise((resolve, reject) => {
   video.addEventListener("timeupdate", () => video.currentTime > 0.3 && resolve(video.currentTime));
   video.play().catch(reject);
 })"""
+LATE = """(() => {
+  const { decode } = HTMLImageElement.prototype;
+  HTMLImageElement.prototype.decode = function () {
+    return new Promise((resolve) => { window.look = resolve; }).then(() => decode.call(this));
+  };
+})()"""
+"""Lets the page look at a picture only when `look` is called."""
 DRAWN = "(image) => image.decode().then(() => image.naturalWidth)"
 
 
@@ -545,16 +552,24 @@ def test_an_engine_that_was_chosen_before_its_state_was_known_is_still_told_as_u
         assert guest.says("#engine-problem") == ""
 
 
+def test_the_focus_stays_at_the_buttons_of_a_file_that_is_still_looked_at(studio: Studio) -> None:
+    with studio.visit() as guest:
+        guest.context.add_init_script(LATE)
+        page = guest.open()
+        page.set_input_files("#image", studio.portrait)
+        page.wait_for_function("() => window.look")
+        page.focus("#image-drop .drop-tools .button >> nth=1")
+        page.evaluate("window.look()")
+        guest.until("#image-drop .drop-facts", "384 × 256")
+        page.keyboard.press("Enter")
+        page.locator("#image-drop.full").wait_for(state="detached")
+        has_focus(page, "image")
+
+
 def test_a_file_that_is_still_looked_at_gives_way_to_what_is_taken_over(studio: Studio) -> None:
-    late = """(() => {
-      const { decode } = HTMLImageElement.prototype;
-      HTMLImageElement.prototype.decode = function () {
-        return new Promise((resolve) => { window.look = resolve; }).then(() => decode.call(this));
-      };
-    })()"""
     with studio.visit() as guest:
         studio.submit("talks")
-        guest.context.add_init_script(late)
+        guest.context.add_init_script(LATE)
         page = guest.open()
         page.set_input_files("#image", studio.portrait)
         page.wait_for_function("() => window.look")

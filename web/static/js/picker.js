@@ -1,5 +1,5 @@
 // One medium of the form: chosen, dropped, recorded or kept from an earlier video; looked at before it is sent.
-import { $, bytes, duration, fill, framed, h, icon } from "./dom.js";
+import { $, bytes, duration, fill, framed, h, icon, renew } from "./dom.js";
 import { t } from "./i18n.js";
 import { inspectAudio, inspectImage, inventedPeaks } from "./media.js";
 import { wave } from "./wave.js";
@@ -82,7 +82,11 @@ export class Picker {
       tool("swap", "form.replace", () => this.input.click()),
       tool("close", "form.remove", () => this.remove()));
     const facts = h("div", { class: "drop-facts" }, h("strong", { title: medium.name }, medium.name), h("small", {}, this.facts()));
-    return fill(full, this.kind === "image" ? this.picture() : this.sound(), h("div", { class: "drop-foot" }, facts, tools));
+    const content = this.kind === "image" ? this.picture() : this.sound();
+    const foot = $(".drop-foot", full);
+    if (!foot) return fill(full, content, h("div", { class: "drop-foot" }, facts, tools));
+    full.firstElementChild.replaceWith(content);
+    return renew(foot, facts, tools); // whoever is at its buttons while the file is looked at stays there
   }
 
   facts() {
