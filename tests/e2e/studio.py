@@ -68,7 +68,7 @@ def opened(folder: Path, ready_video: Path, browser: Browser) -> Iterator[Studio
     """Open one with its data in `folder`."""
     go = folder / "go"
     talks = fake_row(
-        folder, ready_video, "chatter", steps=3, steps_reason="it knows no more", estimate={"load_seconds": 50}
+        folder, ready_video, "chatter", steps=3, steps_reason="it knows no more", estimate={"load_seconds": 85}
     )
     settings = engine_table(
         folder,

@@ -76,6 +76,7 @@ def test_the_choice_of_colours_and_language_is_one_for_both_pages(browser: Brows
         page.wait_for_selector("#theme[aria-label='配色：跟随系统']")
 
 
+@pytest.mark.timeout(600)  # axe-core looks at much, again and again
 @pytest.mark.parametrize("theme", [pytest.param("light", marks=pytest.mark.long), "dark"])
 def test_all_of_it_is_accessible_and_fits_a_phone(browser: Browser, url: str, theme: str) -> None:
     with visit(browser, url, color_scheme=theme) as guest:

@@ -774,6 +774,7 @@ def test_areas_that_come_to_the_same_video_are_one_choice(serve: Serve, browser:
         assert page.is_checked("#sizes input[value='720*400']")
 
 
+@pytest.mark.timeout(600)  # axe-core looks at much, again and again
 @pytest.mark.long
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("theme", ["light", "dark"])
