@@ -9,7 +9,7 @@ such a gang.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -46,16 +46,20 @@ class Placement:
 
 
 def choose(
-    queued: Sequence[Task], running: Sequence[Task], host: Host, table: EngineTable, now: datetime
+    queued: Iterable[Task], running: Sequence[Task], host: Host, table: EngineTable, now: datetime
 ) -> list[Placement]:
-    """Return the placements to make now: tasks of `queued`, which is in the order of turn, on what nobody holds."""
+    """Return the placements to make now: tasks of `queued`, which is in the order of turn, on what nobody holds.
+
+    Of `queued` no more is taken than can matter: nothing where nothing is free.
+    """
     busy_slots = {task.slot for task in running}
     busy_cards = host.settling.union(*(task.gpus for task in running))
     slots = [slot for slot in cpu_slots(host) if slot not in busy_slots]
     cards = [card for card in host.cards if card.uuid not in busy_cards]
     placed = []
     of_tenant = Counter(task.tenant for task in running)
-    for task in queued:
+    waiting = iter(queued)
+    while (slots or cards) and (task := next(waiting, None)) is not None:
         if host.tenant_running and of_tenant[task.tenant] >= host.tenant_running:
             continue
         placement = _place(task, slots, cards, host, table)

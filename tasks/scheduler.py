@@ -13,7 +13,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -152,14 +152,15 @@ class Scheduler:
 
     def _place(self) -> None:
         # Tasks whose profile left the table wait: the operator may bring it back.
-        queued = self._store.queued(_AHEAD, self._table.names) if self._may_start() else []
-        if not queued and not self._loans:
+        waiting = self._store.queue.engines() if self._may_start() else set[str]()
+        if not waiting and not self._loans:
             return
         running = self._store.processing()
         busy = {uuid for task in running for uuid in task.gpus}
         # Looking at the GPUs takes its time: only where one may be given out, or was given back.
-        look = bool(self._loans.keys() - busy) or self._want_gpus(queued)
+        look = bool(self._loans.keys() - busy) or self._want_gpus(waiting)
         host = self._settled(self._host(look), busy)
+        queued = self._store.queue.next_up(_AHEAD, self._table.names) if waiting else ()
         for placement in choose(queued, running, host, self._table, utc_now()):
             self._launch(placement, host)
 
@@ -226,8 +227,8 @@ class Scheduler:
         log.error("task %s: %s (%s)", claimed.id, text, error.filename)
         self._store.happen(claimed, Event.FAIL, Facts(failure=Failure(code, text)))
 
-    def _want_gpus(self, queued: list[Task]) -> bool:
-        engines = (self._table.engine(name) for name in {task.engine for task in queued})
+    def _want_gpus(self, names: Collection[str]) -> bool:
+        engines = (self._table.engine(name) for name in names)
         return any(profile.gpus for engine in engines if engine for profile in engine.profiles)
 
     @staticmethod

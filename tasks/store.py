@@ -7,7 +7,7 @@ lost its attempt learns it from its next word.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ from tasks.policy import NO_QUOTAS, Quotas
 from tasks.rows import changes, row_from_task, task_from_row
 from tasks.schema import open_database, tasks
 from tasks.service_state import ServiceState
-from tasks.turns import NOTHING_AHEAD, Backlog, Lines, read_line
+from tasks.turns import NOTHING_AHEAD, Backlog, Lines, Queue
 from tasks.upgrade import make_ready
 from tasks.uploads import Uploads
 from tasks.webhook_secrets import WebhookSecrets
@@ -80,6 +80,7 @@ class Store:
         self.condition = Condition(self._engine)
         self.uploads = Uploads(self._engine, now, tenant_quotas)
         self.ended = Ended(self._engine, now, self.ballast)
+        self.queue = Queue(self._engine, now, tenant_quotas.running_tasks)
         if prepare:
             make_ready(self._engine, data, lend=self.ballast.lend)
 
@@ -192,16 +193,6 @@ class Store:
         with self._engine.begin() as db:
             found = [task_from_row(row) for row in db.execute(query)]
             return list(zip(found, self._ahead_of(db, found), strict=True))
-
-    def queued(self, limit: int, profiles: Collection[tuple[str, str]]) -> list[Task]:
-        """Return the next `limit` queued tasks of these (engine, profile) pairs in the order of their turn.
-
-        Tenants that have as many running as they may are passed over.
-        """
-        with self._engine.begin() as db:
-            turns = read_line(db, self._now()).next_up(limit, profiles, self._quotas.running_tasks)
-            rows = {row.seq: row for row in db.execute(select(tasks).where(tasks.c.seq.in_(turns)))}
-            return [task_from_row(rows[seq]) for seq in turns]
 
     def processing(self) -> list[Task]:
         running = select(tasks).where(tasks.c.status == Status.PROCESSING.value)

@@ -13,20 +13,24 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Connection, Engine, Select, func, select
 
-from tasks.model import Status
+from tasks.model import Status, Task
+from tasks.rows import task_from_row
 from tasks.schema import tasks, totals
 from tasks.totals import Total
 
 _NEW = 2**63
 """Stands for the number of a task that has none yet: all others were submitted before it."""
+
+_FEW = 8
+"""Tasks that are read at once where not all may be wanted: few can start at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +165,38 @@ class Lines:
         return Line(kept.order, running, left)
 
 
-def read_line(db: Connection, now: datetime) -> Line:
-    """Return the queue as it is at `now`, read whole: for who starts tasks, nothing is taken on trust."""
+class Queue:
+    """The queue of one database for who starts tasks: nothing is taken on trust, nothing read that is not wanted.
+
+    While all slots are taken, each submit still leads to a look; to read two hundred tasks at each of them, of which
+    none could start, took more of the processor than to serve the requests. `most_running` is of each tenant (0: any
+    number).
+    """
+
+    def __init__(self, engine: Engine, now: Callable[[], datetime], most_running: int) -> None:
+        self._engine, self._now, self._most_running = engine, now, most_running
+
+    def engines(self) -> set[str]:
+        """Return the names of the engines that tasks wait for."""
+        with self._engine.begin() as db:
+            return set(db.execute(_in(Status.QUEUED, tasks.c.engine).distinct()).scalars())
+
+    def next_up(self, limit: int, profiles: Collection[tuple[str, str]]) -> Iterator[Task]:
+        """Yield the next `limit` queued tasks of these (engine, profile) pairs in the order of their turn.
+
+        Tenants that have as many running as they may are passed over. The queue is read when the first is asked for,
+        and then a few tasks at a time.
+        """
+        with self._engine.begin() as db:
+            seqs = _read_line(db, self._now()).next_up(limit, profiles, self._most_running)
+        for few in (seqs[start : start + _FEW] for start in range(0, len(seqs), _FEW)):
+            with self._engine.begin() as db:
+                rows = db.execute(_in(Status.QUEUED, tasks).where(tasks.c.seq.in_(few)))
+                found = {row.seq: task_from_row(row) for row in rows}
+            yield from (found[seq] for seq in few if seq in found)
+
+
+def _read_line(db: Connection, now: datetime) -> Line:
     running, left = _read_running(db, now)
     return Line(_read_order(db, running), running, left)
 

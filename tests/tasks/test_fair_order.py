@@ -51,7 +51,7 @@ class Queue:
         )  # fmt: skip
 
     def order(self) -> list[Task]:
-        return self.store.queued(ALL, OWN)
+        return list(self.store.queue.next_up(ALL, OWN))
 
     def start_next(self) -> Task:
         return self.store.happen(self.order()[0], Event.CLAIM, CLAIM)

@@ -77,6 +77,13 @@ def test_nothing_is_placed_without_a_slot() -> None:
     assert choose(preview_queue(3), [], Host(cpu_slots=0), TABLE, SOON) == []
 
 
+def test_of_the_queue_no_more_is_read_than_can_matter() -> None:
+    queue = iter(preview_queue(5))
+    assert choose(queue, running(("cpu-0", ())), Host(cpu_slots=1), TABLE, SOON) == []
+    assert len(choose(queue, running(("cpu-0", ())), Host(cpu_slots=3), TABLE, SOON)) == 2
+    assert [task.id for task in queue] == ["t3", "t4", "t5"]
+
+
 def test_eight_gpus_run_one_gang_of_five_and_three_single_ones() -> None:
     queue = [live(n, "tpp_5gpu") for n in range(1, 6)]
     found = choose(queue, [], Host(1, cards(8)), TABLE, SOON)

@@ -185,15 +185,31 @@ def test_turns_go_by_priority_then_by_submission(store: Store) -> None:
         [Priority.NORMAL, Priority.LOW, Priority.HIGH, Priority.NORMAL, Priority.HIGH], 1
     ):
         submit(store, number, priority=priority)
-    assert [task.seq for task in store.queued(10, OWN)] == [3, 5, 1, 4, 2]
+    assert [task.seq for task in store.queue.next_up(10, OWN)] == [3, 5, 1, 4, 2]
     positions = {task.seq: ahead.tasks + 1 for task, ahead in store.page("default", [], 10, None)}
     assert positions == {3: 1, 5: 2, 1: 3, 4: 4, 2: 5}
+
+
+def test_of_a_long_queue_a_few_are_read_at_a_time_and_none_that_ended_meanwhile(store: Store) -> None:
+    made = [submit(store, number) for number in range(1, 31)]
+    reading = store.queue.next_up(25, OWN)
+    assert next(reading) == made[0]
+    store.happen(made[20], Event.CANCEL)
+    assert list(reading) == made[1:20] + made[21:25]
+
+
+def test_engines_that_tasks_wait_for_are_those_of_queued_tasks(store: Store) -> None:
+    assert store.queue.engines() == set()
+    for number, engine in enumerate(["a", "b", "a", "c"], 1):
+        submit(store, number, engine=engine)
+    store.happen(store.get("gen_20261122_0000000000000002"), Event.CANCEL)
+    assert store.queue.engines() == {"a", "c"}
 
 
 def test_tasks_of_profiles_that_left_the_table_wait_without_holding_others_up(store: Store) -> None:
     submit(store, 1, profile="gone")
     submit(store, 2)
-    assert [task.seq for task in store.queued(1, OWN)] == [2]
+    assert [task.seq for task in store.queue.next_up(1, OWN)] == [2]
 
 
 def test_the_backlog_adds_the_work_that_waits_and_what_is_left_of_the_running(store: Store, clock: Clock) -> None:
@@ -265,7 +281,7 @@ def test_of_two_submits_with_one_key_at_once_one_task_comes(store: Store) -> Non
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(once, range(1, 9)))) == 1
-    assert len(store.queued(10, OWN)) == 1
+    assert len(list(store.queue.next_up(10, OWN))) == 1
 
 
 @pytest.mark.parametrize("deleted", [False, True], ids=["kept", "deleted"])
