@@ -27,6 +27,18 @@ from tests.ports import reserve
 from tests.tasks.conftest import kill, ready_video, write_video  # noqa: F401 - a fixture
 from utils.process import marked
 
+DEADLINE = 120.0
+"""Seconds that anything may take that is waited for: a machine that is busy with other things starts a server in 40."""
+
+
+class _OnceOnly(urllib3.HTTPConnectionPool):
+    """A connection for each request: the server may close one that is kept just as it is used again."""
+
+    def _put_conn(self, conn: Any) -> None:
+        if conn is not None:
+            conn.close()
+        super()._put_conn(None)
+
 
 class Service:
     """Starts, stops and kills one service, and talks to it."""
@@ -37,7 +49,8 @@ class Service:
         self._held = reserve()  # also while it is down: else another program might be given its port
         self.port = self._held.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.http = urllib3.PoolManager(maxsize=32, retries=False, timeout=60)
+        self.http = urllib3.PoolManager(maxsize=32, retries=False, timeout=DEADLINE)
+        self.http.pool_classes_by_scheme = {"http": _OnceOnly}
         self.process: subprocess.Popen[bytes] | None = None
         self.checkout = ROOT
         self.listener: socket.socket | None = None  # handed over as systemd does, where there is one
@@ -66,7 +79,7 @@ class Service:
         return self
 
     def _wait_for_health(self, wanted: int) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + DEADLINE
         while True:
             try:
                 if self.http.request("GET", f"{self.url}/api/v1/health").status == wanted:
@@ -79,7 +92,7 @@ class Service:
             time.sleep(0.05)
 
     def log(self) -> str:
-        return (self.folder / "server.log").read_text(errors="replace")[-6000:]
+        return (self.folder / "server.log").read_text(errors="replace")[-20_000:]
 
     def processes(self) -> list[psutil.Process]:
         """The gunicorn master, its workers and their spawner; not the runners."""
@@ -95,15 +108,17 @@ class Service:
 
     def kill(self) -> None:
         """kill -9 of the master and of all its workers."""
+        assert self.process is not None
+        stop_for_now(psutil.Process(self.process.pid))  # it may be about to start a worker, which nobody would know
         own = self.processes()
         kill(own)
-        _, left = psutil.wait_procs(own, timeout=30)
+        _, left = psutil.wait_procs(own, timeout=DEADLINE)
         assert left == []
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            self.process.wait(30)
+            self.process.wait(DEADLINE)
 
     def call(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
         answer = self.http.request(method, self.url + path, **options)
@@ -128,10 +143,10 @@ class Service:
         assert status == 200, answer
         return dict(answer)
 
-    def ended(self, task_id: str, seconds: float = 60) -> dict[str, Any]:
+    def ended(self, task_id: str, seconds: float = DEADLINE) -> dict[str, Any]:
         return self.until(task_id, lambda task: task["status"] in ("completed", "failed", "cancelled"), seconds)
 
-    def until(self, task_id: str, holds: Callable[[dict[str, Any]], bool], seconds: float = 60) -> dict[str, Any]:
+    def until(self, task_id: str, holds: Callable[[dict[str, Any]], bool], seconds: float = DEADLINE) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         while not holds(task := self.task(task_id)):
             assert time.monotonic() < deadline, task
@@ -144,6 +159,15 @@ class Service:
         for folder in (self.data / "tasks").glob("*"):
             kill(marked({"AVATAR_TASK_ID": folder.name}))
         self._held.close()
+
+
+def stop_for_now(process: psutil.Process) -> None:
+    """Stop a process, and return once it stands still."""
+    process.suspend()
+    deadline = time.monotonic() + DEADLINE
+    while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def fake_row(folder: Path, video: Path, behaviour: str = "copy", **changes: Any) -> dict[str, Any]:
