@@ -161,6 +161,15 @@ class Service:
         self._held.close()
 
 
+def engine_of(task_id: str) -> list[psutil.Process]:
+    """Return the processes of a task but its runner, which may be on its way out."""
+    found = []
+    for process in marked({"AVATAR_TASK_ID": task_id}):
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if process.name() != "avatar-runner" else []
+    return found
+
+
 def stop_for_now(process: psutil.Process) -> None:
     """Stop a process, and return once it stands still."""
     process.suspend()
