@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import selectors
 import socket
@@ -14,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Service
+from tests.e2e.conftest import DEADLINE, Service
 
 STREAMS, POLLS = 150, 50
-LOOKS = 3
+LOOKS = 6
 
 
 class Crowd:
@@ -56,7 +57,7 @@ class Crowd:
 
     def leave(self) -> None:
         self._over.set()
-        self.thread.join(10)
+        self.thread.join()
         for key in list(self._selector.get_map().values()):
             assert isinstance(key.fileobj, socket.socket)
             key.fileobj.close()
@@ -67,6 +68,7 @@ def p95(seconds: list[float]) -> float:
 
 
 @pytest.mark.alone
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("spread", [1, pytest.param(100, marks=pytest.mark.long)])
 def test_two_hundred_watchers_leave_submits_and_polls_under_100_ms(
     service: Callable[..., Service], tmp_path: Path, portrait: Path, voice: Path, spread: int
@@ -77,43 +79,62 @@ def test_two_hundred_watchers_leave_submits_and_polls_under_100_ms(
     run.until(tasks[0], lambda task: task["status"] == "processing" and task["progress"] > 0)
     paths = [f"/api/v1/task/{tasks[n % spread]}/events" for n in range(STREAMS)]
     paths += [f"/api/v1/task/{tasks[n % spread]}?wait=60" for n in range(POLLS)]
-    quiet = measure(run, tasks[0], image, audio)
+    # The machine has others to serve: a look that says no is taken again, both with the watchers and without.
+    for _ in range(LOOKS):
+        passed = look(run, spread, tasks[0], paths, image, audio)
+        if passed:
+            break
+        run.stop()  # with all who watched: it would hold their places for a while
+        run.start()
+    (tmp_path / "go").touch()
+    assert passed
+
+
+def look(run: Service, spread: int, task_id: str, paths: list[str], image: str, audio: str) -> bool:
+    """Say whether polls and submits are quick beside the watchers.
+
+    On a machine that is slow by itself, what the watchers add is what counts.
+    """
+    quiet = measure(run, task_id, image, audio, lambda: True)
     crowd = Crowd(run.port, paths)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + DEADLINE
         while sum(crowd.received[number] > 0 for number in range(STREAMS)) < STREAMS:
             assert time.monotonic() < deadline, crowd.statuses
             time.sleep(0.05)
         before = dict(crowd.received)
-        for _ in range(LOOKS):  # the machine has others to serve: a look that says no is taken again
-            asked, submitted = measure(run, tasks[0], image, audio)
-            if max(p95(asked), p95(submitted)) < 0.1:
-                break
-        news = sum(crowd.received[number] - before[number] for number in range(STREAMS))
+
+        def news() -> int:
+            return sum(crowd.received[number] - before[number] for number in range(STREAMS))
+
+        beside = measure(run, task_id, image, audio, lambda: news() > STREAMS // spread)
+        come = news()
     finally:
         crowd.leave()
-        (tmp_path / "go").touch()
-    told = [f"{p95(seconds) * 1000:.0f} ms" for seconds in (*quiet, asked, submitted)]
+    told = [f"{p95(seconds) * 1000:.0f} ms" for seconds in (*quiet, *beside)]
     print(
         f"\n{STREAMS} streams, {POLLS} long polls, {spread} tasks: 95th percentile of polls {told[2]} "
-        f"(alone {told[0]}), of submits {told[3]} (alone {told[1]}); {news} pieces of news came meanwhile"
+        f"(alone {told[0]}), of submits {told[3]} (alone {told[1]}); {come} pieces of news came meanwhile"
     )
     assert crowd.statuses[b"503"] == 0
-    assert news > STREAMS // spread
-    # On a machine that is slow by itself, what the watchers add is what counts.
-    for beside, without in zip((asked, submitted), quiet, strict=True):
-        assert p95(beside) < max(0.1, 2 * p95(without))
+    assert come > STREAMS // spread
+    return all(p95(one) < max(0.1, 2 * p95(other)) for one, other in zip(beside, quiet, strict=True))
 
 
-def measure(run: Service, task_id: str, image: str, audio: str) -> tuple[list[float], list[float]]:
-    """Return how long polls took, and submits, one after the other."""
+def measure(
+    run: Service, task_id: str, image: str, audio: str, enough: Callable[[], bool]
+) -> tuple[list[float], list[float]]:
+    """Return how long 160 polls took, and 40 submits between them, and more polls until it is `enough`."""
     asked, submitted = list[float](), list[float]()
     body = json.dumps({"prompt": "p", "image_path": image, "audio_path": audio, "engine": "fake", "size": "384*256"})
-    for number in range(160):
+    deadline = time.monotonic() + DEADLINE
+    for number in itertools.count():
+        if number >= 160 and (enough() or time.monotonic() > deadline):
+            break
         began = time.monotonic()
         assert run.call("GET", f"/api/v1/task/{task_id}")[0] == 200
         asked.append(time.monotonic() - began)
-        if number % 4 == 0:
+        if number < 160 and number % 4 == 0:
             began = time.monotonic()
             headers = {"Content-Type": "application/json"}
             assert run.call("POST", "/api/v1/generate", body=body, headers=headers)[0] == 201
