@@ -27,6 +27,9 @@ SCRIPT = ROOT / "scripts" / "preview.sh"
 PORTRAIT = ROOT / "samples" / "portrait.png"
 SPEECH = ROOT / "samples" / "speech.wav"
 
+DEADLINE = 200.0
+"""Seconds that a run of the engine may take, which has two seconds' work: other programs may have the processors."""
+
 cv2.setNumThreads(1)
 
 
@@ -79,7 +82,9 @@ def run_engine(folder: Path, image: Path, audio: Path, *extra: str, **settings: 
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(exist_ok=True)
     argv = command(out, image, audio, *extra, **settings)
-    done = subprocess.run(argv, cwd=work, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        argv, cwd=work, env=environment(), capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
     return Run(done.returncode, done.stdout, done.stderr, out)
 
 

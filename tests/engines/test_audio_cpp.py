@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,10 @@ def start(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Start:  # noqa: F811
         manager = bench.open(
             **{**row, "script": str(ROOT / row["script"]), "env": env, "first_clip_silence_seconds": 0}
         )
-        assert manager.health().gpus, "the GPU is not seen"
+        deadline = time.monotonic() + 60
+        while not manager.health().gpus:
+            assert time.monotonic() < deadline, "the GPU is not seen"
+            time.sleep(0.05)
         return manager
 
     return started

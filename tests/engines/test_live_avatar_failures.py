@@ -148,12 +148,13 @@ def test_out_of_memory_once_is_over_in_the_next_attempt(rig: Rig) -> None:
 
 @pytest.mark.parametrize(("script", "fake"), [*((script, "hang_block") for script in SCRIPTS), (SINGLE, "hang_load")])
 def test_sigterm_ends_a_job_that_hangs_and_leaves_no_process(rig: Rig, script: str, fake: str) -> None:
+    rig.variables["LIVE_AVATAR_FAKE_KILL_AFTER"] = "600"
     job = rig.start(script, fake=fake)
     job.wait_for("Creating WanModel" if fake == "hang_load" else "complete prepare conditional inputs")
     assert len(rig.left()) == 1 + RANKS[script]
     run, seconds = job.terminate()
     assert (run.code, run.files) == (1, [])
-    assert seconds < 10
+    assert seconds < 35, "the runner would have killed it"
     assert rig.left() == []
 
 
@@ -164,7 +165,7 @@ def test_ranks_that_mind_no_sigterm_are_killed_by_torchrun(rig: Rig, script: str
     job.wait_for("minds no SIGTERM", RANKS[script])
     run, seconds = job.terminate()
     assert run.code == 1
-    assert 0.5 <= seconds < 10
+    assert 0.5 <= seconds < 30, "it took what is usual, not what it was told"
     assert rig.left() == []
 
 

@@ -206,10 +206,15 @@ def test_more_steps_than_denoising_ranks_find_no_cache(rig: Rig) -> None:
 
 
 def test_fewer_steps_than_denoising_ranks_wait_for_ever(rig: Rig) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tests.fakes.live_avatar.rig.DEADLINE", 3.0)
-        with pytest.raises(subprocess.TimeoutExpired):
-            rig.upstream(ranks=5, sample_steps=3)
+    for patience in (3.0, 15.0, 60.0):  # on a busy machine not all of them have begun when the first is over
+        rig.calls_file.unlink(missing_ok=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tests.fakes.live_avatar.rig.DEADLINE", patience)
+            with pytest.raises(subprocess.TimeoutExpired):
+                rig.upstream(ranks=5, sample_steps=3)
+        if len(rig.calls("init_process_group")) == 5:
+            break
+        assert rig.sweep()
     assert len(rig.left()) == 5, "torchrun was killed, so its ranks are orphans"
     assert rig.sweep()
     assert rig.left() == []

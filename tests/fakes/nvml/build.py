@@ -76,7 +76,7 @@ def build(folder: Path) -> Path:
     source = Path(__file__).with_name("nvml.c")
     command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", f"-Wl,-soname,{SONAME}"]
     made = subprocess.run(
-        [*command, "-o", str(library), str(source)], capture_output=True, text=True, timeout=60, check=False
+        [*command, "-o", str(library), str(source)], capture_output=True, text=True, timeout=200, check=False
     )
     assert made.returncode == 0, made.stderr
     return library
