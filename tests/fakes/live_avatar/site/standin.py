@@ -1,9 +1,9 @@
 """What the stand-in's parts share: what it was told to do wrong, its diary, and upstream's arithmetic.
 
-Variables: LIVE_AVATAR_FAKE names what goes wrong (several: with commas), LIVE_AVATAR_FAKE_RANK the rank that it happens
-to, LIVE_AVATAR_FAKE_SECONDS_PER_BLOCK how long a block takes, LIVE_AVATAR_FAKE_CALLS the file that gets a line of JSON
-for every start. The first two may come with the prompt instead, as `fake:oom,slow@2`, so that each job of one service
-fails in a way of its own.
+Variables: LIVE_AVATAR_FAKE names what goes wrong (several: with commas), LIVE_AVATAR_FAKE_RANK the rank that it
+happens to, LIVE_AVATAR_FAKE_SECONDS_PER_BLOCK how long a block takes, LIVE_AVATAR_FAKE_GO the file without which the
+third block does not begin, LIVE_AVATAR_FAKE_CALLS the file that gets a line of JSON for every start. The first two
+may come with the prompt instead, as `fake:oom,slow@2`, so that each job of one service fails in a way of its own.
 
 | LIVE_AVATAR_FAKE | what happens | end |
 |---|---|---|
@@ -95,6 +95,9 @@ def in_block(number: int) -> None:
     """Spend the time of one block of this rank, counted from 0 over the whole video, and go wrong in the second."""
     if number == 1:
         _go_wrong()
+    go = os.environ.get("LIVE_AVATAR_FAKE_GO")
+    while number == 2 and go and not os.path.exists(go):
+        time.sleep(0.02)
     time.sleep(float(os.environ.get("LIVE_AVATAR_FAKE_SECONDS_PER_BLOCK", "0.3" if "slow" in MODES else "0")))
 
 
