@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -9,14 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Service
+from tests.e2e.conftest import DEADLINE, Service
 from tests.fakes.nvml import build as nvml
-
-ROW = {
-    "gpus": 1,
-    "builds": [{"base_gib": 20.0}],
-    "env": {"FAKE_SECONDS": "1"},
-}
 
 
 @pytest.fixture
@@ -31,7 +26,18 @@ def machine(tmp_path: Path) -> Callable[[float], Path]:
 
 def start(service: Callable[..., Service], machine: Callable[[float], Path], folder: Path, release: float) -> Service:
     told = nvml.environment(nvml.build(folder), machine(80.0))
-    return service(1, "slow_copy", ROW, AVATAR_GPUS__RELEASE_SECONDS=str(release), **told)
+    row = {"gpus": 1, "builds": [{"base_gib": 20.0}], "env": {"FAKE_GO": str(folder / "go")}}
+    run = service(1, "when_told", row, AVATAR_GPUS__RELEASE_SECONDS=str(release), **told)
+    wait_for(run, lambda gpus: len(gpus) == 1)
+    return run
+
+
+def wait_for(run: Service, holds: Callable[[list[dict[str, Any]]], bool]) -> None:
+    """Wait until `holds` is true of the GPUs as health tells them."""
+    deadline = time.monotonic() + DEADLINE
+    while not holds(gpus := run.call("GET", "/api/v1/health")[1]["gpus"]):
+        assert time.monotonic() < deadline, gpus
+        time.sleep(0.1)
 
 
 def leave_memory_behind(
@@ -41,24 +47,20 @@ def leave_memory_behind(
     first, second = (run.submit(str(portrait), str(voice), engine="fake")["task_id"] for _ in range(2))
     run.until(first, lambda task: task["status"] == "processing")
     machine(30.0)
+    (run.folder / "go").touch()
     return run.ended(first), second
-
-
-def gpu_state(run: Service) -> str:
-    gpus = run.call("GET", "/api/v1/health")[1]["gpus"]
-    return str(gpus[0]["state"])
 
 
 @pytest.mark.long
 def test_a_gpu_is_given_out_again_only_when_its_memory_is_back(
     service: Callable[..., Service], machine: Callable[[float], Path], tmp_path: Path, portrait: Path, voice: Path
 ) -> None:
-    run = start(service, machine, tmp_path, release=60)
+    run = start(service, machine, tmp_path, release=3600)
     first, second = leave_memory_behind(run, machine, portrait, voice)
     assert first["status"] == "completed"
     # It would fit into what is free; but who knows what still runs there.
     assert run.call("GET", f"/api/v1/task/{second}?wait=2")[1]["status"] == "queued"
-    assert gpu_state(run) == "settling"
+    wait_for(run, lambda gpus: gpus[0]["state"] == "settling")
     run.kill()
     run.start()  # the next scheduler knows of it
     assert run.call("GET", f"/api/v1/task/{second}?wait=2")[1]["status"] == "queued"
