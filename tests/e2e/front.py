@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import ROOT, needs_package
-from tests.ports import reserve
+from tests.e2e.conftest import DEADLINE
 from tests.web.conftest import Service
 
 PROBLEM = "application/problem+json"
@@ -50,7 +50,7 @@ class Front:
         address: str = "127.0.0.1",
     ) -> Answer:  # fmt: skip
         """Send one request; from another loopback address it is another client to nginx."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60, source_address=(address, 0))
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE, source_address=(address, 0))
         try:
             connection.request(method, path, body, self.own if headers is None else headers)
             answer = connection.getresponse()
@@ -61,16 +61,6 @@ class Front:
     def result(self, query: str = "", **headers: str) -> Answer:
         named = {key.replace("_", "-"): value for key, value in headers.items()}
         return self.ask(f"/results/gen_20261122_0000000000000001/video.mp4{query}", self.own | named)
-
-
-_HELD: list[socket.socket] = []
-
-
-def free_port() -> int:
-    """Return a port that is nobody else's until the tests end."""
-    _HELD.append(reserve())
-    port: int = _HELD[-1].getsockname()[1]
-    return port
 
 
 def rendered(folder: Path, port: int, results: Path, upstream: str, tls: str = "") -> str:
@@ -101,7 +91,7 @@ def nginx(folder: Path, port: int, text: str, address: str = "127.0.0.1") -> Ite
     with (folder / "nginx.out").open("wb") as out:
         process = subprocess.Popen(arguments, stdout=out, stderr=out)
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + DEADLINE
             while True:
                 with suppress(OSError), socket.create_connection((address, port), 1):
                     break
@@ -111,4 +101,4 @@ def nginx(folder: Path, port: int, text: str, address: str = "127.0.0.1") -> Ite
             yield
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(DEADLINE)

@@ -21,7 +21,7 @@ ENDED, ANSWERS = threading.Event(), Counter[int]()
 def flood(address: str) -> None:
     headers = {"X-API-Key": KEY, "Content-Type": "application/json"}
     while not ENDED.is_set():
-        connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=30, source_address=(address, 0))
+        connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60, source_address=(address, 0))
         with suppress(OSError, http.client.HTTPException):
             connection.request("POST", "/api/v1/generate", BODY, headers)
             ANSWERS[connection.getresponse().status] += 1
