@@ -175,6 +175,8 @@ class Outbox:
         Of a tenant only what may be under way at once and somewhat more, of its messages to one host the first few. A
         turn that is further off than `horizon`, the longest wait there is, was set before the clock was set back.
         """
+        if not self._is_anything_pending():
+            return []
         now = self.now()
         # A receiver that is dead has thousands due. They are passed over in the index of receivers, of which each then
         # gives its first few: to number them all, and look at two, took a quarter of a second for 31,000.
@@ -188,6 +190,11 @@ class Outbox:
         query = select(found).where(found.c.turn <= 4 * PER_TENANT).order_by(found.c.turn, found.c.next_attempt_at)
         with self._engine.begin() as db:
             return [_message(row._mapping) for row in db.execute(query.limit(_AT_ONCE))]
+
+    def _is_anything_pending(self) -> bool:
+        """Where nobody wants to be told, this is asked after each write: building the query of `due` takes 3 ms."""
+        with self._engine.begin() as db:
+            return db.execute(select(webhooks.c.task_id).where(_PENDING).limit(1)).first() is not None
 
     def next_turn(self) -> datetime | None:
         """Return when the next message that is not due yet will be."""
