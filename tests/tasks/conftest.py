@@ -32,6 +32,9 @@ from utils.process import marked
 
 FRAMES, SECONDS = 25, 1.0
 
+PATIENCE = 60.0
+"""Seconds after which what a test waits for is taken not to come: any process may stand still for some of them."""
+
 
 def write_video(path: Path, frames: int = FRAMES, sound: bool = True) -> Path:
     """Write an mp4 of 64x64 pixels at 25 frames a second, with sound of the same length."""
@@ -84,9 +87,17 @@ class KeptSpawner:
 
     def __init__(self) -> None:
         self.own = Spawner()
-        self.free = True
-        # By the thread that lives as long as the tests: a spawner is killed when the thread that started it ends.
+        self.keep()
+
+    def keep(self) -> None:
+        """Start it where it is gone: whoever had it is done with it.
+
+        By the thread that lives as long as the tests, for a spawner is killed when the thread that started it ends.
+        """
+        if self.own._process is not None and self.own._process.poll() is not None:
+            self.own.close()
         self.own.warm_up()
+        self._kept, self.free = self.own._process, True
 
     def warm_up(self) -> None:
         self.own.warm_up()
@@ -98,6 +109,8 @@ class KeptSpawner:
         return self.own.spawn(folder, environment, lock)
 
     def close(self) -> None:
+        if self.own._process is not self._kept:  # one that a scheduler's thread started, with which it would end
+            self.own.close()
         self.free = True
 
 
@@ -106,6 +119,22 @@ def kept_spawner() -> Iterator[KeptSpawner]:
     kept = KeptSpawner()
     yield kept
     kept.own.close()
+
+
+def wait_until(holds: Callable[[], bool], what: str = "what was waited for", seconds: float = PATIENCE) -> None:
+    """Wait until something holds; fail loudly after `seconds`."""
+    deadline, pause = time.monotonic() + seconds, threading.Event()
+    while not holds():
+        assert time.monotonic() < deadline, f"{what} did not come in {seconds} s"
+        pause.wait(0.02)
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Say whether a process has ended. Whoever collects it may do so between any two looks at it."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:
@@ -168,6 +197,35 @@ class Bench:
             patch.setattr("task_manager.Launcher", partial(Launcher, spawner=self.spawner))
             manager.start()
 
+    def stop(self, manager: TaskManager) -> None:
+        """Stop it, and wait until it does nothing any more: a server that stops does not wait for ever, a test must."""
+        manager.stop()
+        parts = (manager._scheduler, getattr(manager, "_sweeper", None), manager._deliverer)
+        for thread in [part._thread for part in parts if part is not None]:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), f"the thread {thread.name} did not end in {PATIENCE} s"
+
+    def lose_patience(self, manager: TaskManager, task: Task, seconds: float = 1.0) -> None:
+        """From now on let a silence of `seconds` cost this attempt of `task`, and no other one.
+
+        A lease short enough to wait for is one that a healthy runner passes where the machine stands still.
+        """
+        scheduler = manager._scheduler
+        assert scheduler is not None
+        real, silent = scheduler._end_if_stuck, (task.id, task.attempt)
+
+        def end_if_stuck(attempt: tuple[str, int], seen: Task) -> None:
+            self.monkeypatch.setattr(scheduler, "_lease_seconds", seconds if attempt == silent else float("inf"))
+            real(attempt, seen)
+
+        self.monkeypatch.setattr(scheduler, "_end_if_stuck", end_if_stuck)
+
+    def suspend(self, manager: TaskManager, process: psutil.Process) -> None:
+        """Stop a process between two of its writes: one that is stopped in the middle keeps the database from all."""
+        with manager.store._writing.begin():
+            process.suspend()
+            wait_until(lambda: process.status() == psutil.STATUS_STOPPED)
+
     def submit(self, manager: TaskManager, **changes: Any) -> Task:
         values: dict[str, Any] = {
             "tenant": "default", "prompt": "a person speaks", "size": "384*256", "num_clip": 50, "sample_steps": 4,
@@ -178,7 +236,7 @@ class Bench:
         }  # fmt: skip
         return manager.submit(Submission(**(values | changes)), lambda view: view.task.id).task
 
-    def until(self, manager: TaskManager, task: Task, holds: Callable[[Task], bool], seconds: float = 30.0) -> Task:
+    def until(self, manager: TaskManager, task: Task, holds: Callable[[Task], bool], seconds: float = PATIENCE) -> Task:
         """Return the task once `holds` is true of it; fail loudly after `seconds`."""
         deadline, pause = time.monotonic() + seconds, threading.Event()
         while True:
@@ -188,7 +246,7 @@ class Bench:
             assert time.monotonic() < deadline, f"still {seen.status} {seen.phase} {seen.progress} after {seconds} s"
             pause.wait(0.01)
 
-    def ended(self, manager: TaskManager, task: Task, seconds: float = 30.0) -> Task:
+    def ended(self, manager: TaskManager, task: Task, seconds: float = PATIENCE) -> Task:
         return self.until(manager, task, lambda seen: seen.status.ended, seconds)
 
     def starts_of(self, task: Task) -> list[list[str]]:
@@ -203,7 +261,7 @@ class Bench:
 
     def close(self) -> None:
         for manager in self.managers:
-            manager.stop()
+            self.stop(manager)
             for task in manager.store.processing():
                 kill(self.processes_of(task))
             manager.store.close()
@@ -213,7 +271,9 @@ class Bench:
 def bench(
     tmp_path: Path, ready_video: Path, monkeypatch: pytest.MonkeyPatch, kept_spawner: KeptSpawner
 ) -> Iterator[Bench]:
-    kept_spawner.free = True  # whoever had it is gone with its test
+    kept_spawner.keep()
+    # How long a spawner is waited for before another one is asked is not to be met by chance: it may cost an attempt.
+    monkeypatch.setattr("tasks.spawner._ANSWER_SECONDS", PATIENCE)
     made = Bench(tmp_path, ready_video, monkeypatch, kept_spawner)
     yield made
     made.close()

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import wave
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,13 +19,14 @@ import psutil
 import pytest
 
 from task_manager import TaskGone, TaskManager
+from tasks import slot
 from tasks.model import ErrorCode, Event, OutputFormat, Phase, Status, Task
-from tasks.scheduler import why_not_scheduled
+from tasks.scheduler import look_at_office, why_not_scheduled
 from tasks.spec import AttemptSpec
 from tasks.submission import PreparedInput
 from tasks.wake import ring
 from tests.conftest import ROOT
-from tests.tasks.conftest import FRAMES, Bench, write_video
+from tests.tasks.conftest import FRAMES, PATIENCE, Bench, is_gone, wait_until, write_video
 from utils.media import AudioFacts, ImageFacts
 from utils.process import is_locked, try_lock
 
@@ -163,34 +165,57 @@ def cancel(bench: Bench, manager: TaskManager, task: Task) -> tuple[Task, float,
     task = bench.ended(manager, task)
     told = time.monotonic()
     assert bench.left_of(task) == [], "when it says so, no process is left"
-    watcher.join(10)
+    watcher.join(PATIENCE)
     os.close(pidfd)
     print(f"cancelled {told - began:.2f} s after DELETE, {told - exited[0]:.2f} s after the engine's exit")
     assert (task.status, task.failure) == (Status.CANCELLED, None)
     return task, told - began, told - exited[0]
 
 
+def check_cancels(bench: Bench, manager: TaskManager, submit: Callable[[], Task], limit: float) -> None:
+    """Check that a cancel takes less than `limit`, and less than a second from its engine's exit.
+
+    Up to three are measured: a machine that stands still for a moment adds to a measurement and never takes from it.
+    """
+    measured = []
+    while not any(seconds < limit and after_exit < 1.0 for seconds, after_exit in measured):
+        assert len(measured) < 3, f"(seconds, seconds after the engine's exit): {measured}"
+        measured.append(cancel(bench, manager, submit())[1:])
+
+
+@pytest.mark.alone
 @pytest.mark.parametrize(("behaviour", "limit"), [("hang", 2.0), ("stubborn", 1.0 + 2.0)])
 def test_cancelled_means_that_no_process_is_left(bench: Bench, behaviour: str, limit: float) -> None:
     """Also where the engine ignores SIGTERM for its grace of 1 s and a grandchild left the session."""
     manager = bench.open(behaviour)
-    task = bench.submit(manager)
-    if behaviour == "stubborn":
-        bench.until(manager, task, lambda seen: seen.phase is Phase.GENERATING)
-        assert len(bench.processes_of(task)) == 2  # the engine and its grandchild
-    _, seconds, after_exit = cancel(bench, manager, task)
-    assert seconds < limit
-    assert after_exit < 1.0
+
+    def submit() -> Task:
+        task = bench.submit(manager)
+        if behaviour == "stubborn":
+            bench.until(manager, task, lambda seen: seen.phase is Phase.GENERATING)
+            assert len(bench.processes_of(task)) == 2  # the engine and its grandchild
+        return task
+
+    check_cancels(bench, manager, submit, limit)
 
 
+@pytest.mark.alone
 def test_the_preview_is_cancelled_within_two_seconds(bench: Bench) -> None:
+    """Of a speech so long that it is still at it whenever the cancel comes."""
     manager = bench.open(script=str(ROOT / "scripts" / "preview.sh"), grace_seconds=5.0)
     portrait = PreparedInput(ROOT / "samples" / "portrait.png", ImageFacts(1056, 576), "i")
-    speech = PreparedInput(ROOT / "samples" / "speech.wav", AudioFacts(12.06, 22_050, 1, 266_026), "a")
-    task = bench.submit(manager, image=portrait, audio=speech, size="704*384")
-    _, seconds, after_exit = cancel(bench, manager, task)
-    assert seconds < 2.0
-    assert after_exit < 1.0
+    speech = PreparedInput(bench.folder / "long.wav", repeated(ROOT / "samples" / "speech.wav", 15, bench.folder), "a")
+    wanted = {"image": portrait, "audio": speech, "size": "704*384", "num_clip": 900}
+    check_cancels(bench, manager, lambda: bench.submit(manager, **wanted), 2.0)
+
+
+def repeated(speech: Path, times: int, folder: Path) -> AudioFacts:
+    """Write the recording into `long.wav` of the folder, so many times over."""
+    with wave.open(str(speech)) as short, wave.open(str(folder / "long.wav"), "wb") as long:
+        told, samples = short.getparams(), short.getnframes()
+        long.setparams(told)
+        long.writeframes(short.readframes(samples) * times)
+    return AudioFacts(times * samples / told.framerate, told.framerate, told.nchannels, times * samples)
 
 
 def test_a_child_that_a_finished_engine_left_is_killed(bench: Bench) -> None:
@@ -201,18 +226,23 @@ def test_a_child_that_a_finished_engine_left_is_killed(bench: Bench) -> None:
 
 
 def test_progress_reaches_the_row_at_most_once_a_second_and_at_each_phase(bench: Bench) -> None:
-    manager = bench.open("slow_copy", env={"FAKE_SECONDS": "2.4"})
+    go = bench.folder / "go"
+    manager = bench.open("when_told", env={"FAKE_GO": str(go)})
+    began = time.monotonic()
     task = bench.submit(manager)
     seen = []
 
-    def look(now: object) -> bool:
+    def look(now: Task) -> int:
         seen.append((now.version, now.phase, now.progress))
-        return now.status.ended
+        return len({version for version, phase, _ in seen if phase is Phase.GENERATING})
 
-    bench.until(manager, task, look)
+    bench.until(manager, task, lambda now: look(now) >= 3)
+    go.touch()
+    bench.until(manager, task, lambda now: look(now) > 0 and now.status.ended)
+    passed = time.monotonic() - began
     told = sorted(set(seen))
-    generating = [version for version, phase, _ in told if phase is Phase.GENERATING]
-    assert 2 <= len(set(generating)) <= 5
+    # The first at the change of phase, and from there on one for each second that went by at most.
+    assert 3 <= look(manager.view(task.id, "default").task) <= 1 + passed
     assert [progress for _, _, progress in told] == sorted(progress for _, _, progress in told)
     assert told[-1][1:] == (Phase.DONE, 1.0)
 
@@ -264,10 +294,12 @@ def test_a_killed_runner_takes_its_engine_along_and_the_task_gets_another_attemp
     manager = bench.open("hang")
     task = bench.submit(manager)
     task = bench.until(manager, task, lambda seen: seen.phase is Phase.GENERATING and seen.runner is not None)
-    engine = int(bench.starts_of(task)[0][3])
+    engine = psutil.Process(int(bench.starts_of(task)[0][3]))
     os.kill(task.runner.pid, signal.SIGKILL)
-    task = bench.until(manager, task, lambda seen: seen.attempt == 2 and seen.phase is Phase.GENERATING)
-    assert not psutil.pid_exists(engine) or psutil.Process(engine).status() == psutil.STATUS_ZOMBIE
+    task = bench.until(
+        manager, task, lambda seen: seen.attempt == 2 and seen.phase is Phase.GENERATING and seen.runner is not None
+    )
+    assert is_gone(engine)
     os.kill(task.runner.pid, signal.SIGKILL)
     task = bench.ended(manager, task)
     assert (task.status, task.failure.code, task.attempt) == (Status.FAILED, ErrorCode.INTERRUPTED, 2)
@@ -275,27 +307,29 @@ def test_a_killed_runner_takes_its_engine_along_and_the_task_gets_another_attemp
 
 
 def test_a_task_outlives_its_manager_and_the_next_one_adopts_it(bench: Bench) -> None:
-    first = bench.open("slow_copy", env={"FAKE_SECONDS": "1.5"})
+    go = bench.folder / "go"
+    first = bench.open("when_told", env={"FAKE_GO": str(go)})
     task = bench.submit(first)
     bench.until(first, task, lambda seen: seen.phase is Phase.GENERATING)
-    first.stop()
-    second = bench.open("slow_copy")
+    bench.stop(first)
+    second = bench.open("when_told")
+    wait_until(lambda: second._scheduler is not None and (task.id, 1) in second._scheduler._watched, "the adoption")
+    go.touch()
     ended = bench.ended(second, task)
     assert (ended.status, ended.attempt) == (Status.COMPLETED, 1)
     assert len(bench.starts_of(task)) == 1
 
 
 def test_an_end_that_the_runner_could_not_record_is_recorded_for_it(bench: Bench) -> None:
-    manager = bench.open("slow_copy", env={"FAKE_SECONDS": "4"})
+    go = bench.folder / "go"
+    manager = bench.open("when_told", env={"FAKE_GO": str(go)})
     task = bench.submit(manager)
     task = bench.until(manager, task, lambda seen: seen.runner is not None)
     # Hold the write lock, so that the runner can publish but not say so; then kill it while it tries.
     finish = manager.folders.attempt(task.id, 1) / "finish.json"
     with manager.store._writing.begin():
-        deadline = time.monotonic() + 20
-        while not finish.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        go.touch()
+        wait_until(finish.exists, "the end in a file")
         os.kill(task.runner.pid, signal.SIGKILL)
     task = bench.ended(manager, task)
     assert (task.status, task.attempt) == (Status.COMPLETED, 1)
@@ -313,18 +347,14 @@ def test_deleting_an_ended_task_removes_all_of_it(bench: Bench) -> None:
 
 
 def test_finished_tasks_correct_the_estimate_and_a_restart_keeps_it(bench: Bench) -> None:
-    manager = bench.open(
-        "slow_copy", env={"FAKE_SECONDS": "1"}, estimate={"load_seconds": 50.0, "seconds_per_frame": 2.0}
-    )
+    manager = bench.open(estimate={"load_seconds": 5000.0, "seconds_per_frame": 2.0})
     first = bench.submit(manager)
     bench.ended(manager, first)
-    manager.stop()
-    again = bench.open(
-        "slow_copy", env={"FAKE_SECONDS": "1"}, estimate={"load_seconds": 50.0, "seconds_per_frame": 2.0}
-    )
+    bench.stop(manager)
+    again = bench.open(estimate={"load_seconds": 5000.0, "seconds_per_frame": 2.0})
     second = bench.submit(again)
-    assert first.estimated_seconds > 50.0
-    assert second.estimated_seconds < 10.0
+    assert first.estimated_seconds > 5000.0
+    assert second.estimated_seconds < 500.0
 
 
 def test_only_one_of_two_managers_schedules_and_the_other_takes_over(bench: Bench) -> None:
@@ -357,11 +387,10 @@ def test_a_chatty_engine_s_notes_are_bounded(bench: Bench) -> None:
 def test_a_stopped_runner_is_killed_and_its_task_tried_again(bench: Bench) -> None:
     (bench.folder / "elsewhere").mkdir()
     (bench.folder / "data").symlink_to("elsewhere")  # as an operator moves a data folder to a larger disk
-    manager = bench.open(
-        "hang", settings={"runner": {"heartbeat_seconds": 0.2, "lease_seconds": 3, "poll_seconds": 0.05}}
-    )
+    manager = bench.open("hang", settings={"runner": {"heartbeat_seconds": 0.2, "poll_seconds": 0.05}})
     task = bench.until(manager, bench.submit(manager), lambda seen: seen.runner is not None)
     os.kill(task.runner.pid, signal.SIGSTOP)
+    bench.lose_patience(manager, task)
     task = bench.until(manager, task, lambda seen: seen.attempt == 2 and seen.runner is not None)
     manager.delete(task.id, "default")
     assert bench.ended(manager, task).status is Status.CANCELLED
@@ -381,6 +410,7 @@ def test_a_killed_or_stopped_spawner_is_replaced(bench: Bench) -> None:
     for number in (signal.SIGKILL, signal.SIGSTOP):
         (spawner,) = spawners()
         spawner.send_signal(number)
+        bench.spawner.own._channel.settimeout(1.0)  # else one that is stopped would be waited for like a slow one
         task = bench.ended(manager, bench.submit(manager))
         assert (task.status, task.attempt) == (Status.COMPLETED, 1)
         assert len(bench.starts_of(task)) == 1
@@ -405,12 +435,10 @@ def test_while_no_runner_can_be_started_a_task_waits_loses_no_attempt_and_health
 ) -> None:
     monkeypatch.setattr("tasks.scheduler._STALLED_SECONDS", 1.5)
     manager = bench.open()
+    wait_until(lambda: look_at_office(manager.folders.data).silent_seconds is not None, "the first look")
     want(monkeypatch)
     task = bench.submit(manager)
-    deadline = time.monotonic() + 20
-    while not any("its log tells what fails" in reason for reason in manager.health().reasons):
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.05)
+    wait_until(lambda: any("its log tells what fails" in reason for reason in manager.health().reasons), "the word")
     assert manager.view(task.id, task.tenant).task == task
     monkeypatch.undo()
     ended = bench.ended(manager, task)
@@ -439,13 +467,10 @@ def test_a_scheduler_that_looks_no_more_is_told(bench: Bench, monkeypatch: pytes
     assert bench.ended(manager, bench.submit(manager)).status is Status.COMPLETED  # so it has begun to look
     assert manager.health().reasons == ()
     monkeypatch.setattr("tasks.scheduler._STALLED_SECONDS", 0.5)
-    monkeypatch.setattr(manager.store, "processing", lambda: free.wait(30) and [])
+    monkeypatch.setattr(manager.store, "processing", lambda: free.wait(2 * PATIENCE) and [])
     ring(manager.folders.wake)
-    deadline = time.monotonic() + 20
     try:
-        while "has not got through a look" not in (found := why_not_scheduled(manager.folders.data)):
-            assert time.monotonic() < deadline, found
-            threading.Event().wait(0.05)
+        wait_until(lambda: "has not got through a look" in why_not_scheduled(manager.folders.data), "the word")
     finally:
         monkeypatch.undo()
         free.set()
@@ -460,7 +485,8 @@ def test_a_bell_that_is_no_fifo_is_mended_or_told(bench: Bench, kind: str) -> No
     manager = bench.open()
     task = bench.submit(manager)
     if kind == "folder":
-        assert "no process schedules tasks at present" in manager.health().reasons
+        # For as long as it takes to try, it holds the lock of who schedules.
+        wait_until(lambda: "no process schedules tasks at present" in manager.health().reasons, "the word")
         (data / "wake").rmdir()
     assert bench.ended(manager, task).status is Status.COMPLETED
 
@@ -480,7 +506,7 @@ def test_a_task_that_waits_for_its_slot_is_cancelled_at_once(bench: Bench) -> No
     held = try_lock(manager.folders.slots / "cpu-0.lock")
     task = bench.until(manager, bench.submit(manager), lambda seen: seen.status is Status.PROCESSING)
     manager.delete(task.id, "default")
-    ended = bench.ended(manager, task, 10.0)
+    ended = bench.ended(manager, task, slot.WAIT_SECONDS / 2)
     assert (ended.status, bench.starts_of(task)) == (Status.CANCELLED, [])
     os.close(held)
 
@@ -489,16 +515,11 @@ def test_a_runner_that_waits_for_its_slot_leaves_when_it_lost_its_attempt(bench:
     manager = bench.open()
     held = try_lock(manager.folders.slots / "cpu-0.lock")
     task = bench.until(manager, bench.submit(manager), lambda seen: seen.status is Status.PROCESSING)
-    scheduler = manager._scheduler
-    assert scheduler is not None
     lock = manager.folders.attempt(task.id, 1) / "lock"
     assert is_locked(lock)
-    scheduler.stop()
+    bench.stop(manager)
     manager.store.happen(manager.view(task.id, "default").task, Event.REQUEUE)
-    deadline, pause = time.monotonic() + 10, threading.Event()
-    while is_locked(lock):
-        assert time.monotonic() < deadline, "it still waits for the slot"
-        pause.wait(0.05)
+    wait_until(lambda: not is_locked(lock), "the runner's leave", slot.WAIT_SECONDS / 2)
     os.close(held)
     assert manager.view(task.id, "default").task.status is Status.QUEUED
     assert bench.starts_of(task) == []

@@ -44,12 +44,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test of full disks shall not fail because a busy machine starts a process slowly."""
-    monkeypatch.setattr("tasks.spawner._ANSWER_SECONDS", 60.0)
-
-
 def fill(folder: Path, leave: int = 0) -> Path:
     """Take all room but `leave` bytes."""
     filler = folder / "filler"
