@@ -23,7 +23,7 @@ from tasks.model import ErrorCode, Phase, Status, Task
 from tasks.retention import Sweeper
 from tasks.store import utc_now
 from tests.conftest import ROOT
-from tests.tasks.conftest import Bench
+from tests.tasks.conftest import Bench, wait_until
 from utils.failpoint import Point
 from utils.file_handler import StorageFull
 
@@ -31,16 +31,23 @@ from utils.file_handler import StorageFull
 WEB = """
 import sys
 from pathlib import Path
-from tests.tasks.conftest import Bench
+from task_manager import TaskManager
+from tasks import spawner
+from tests.tasks.conftest import PATIENCE, Bench
 from utils.failpoint import arm
 
 folder, video, behaviour, point = sys.argv[1:]
+spawner._ANSWER_SECONDS = PATIENCE
 bench = Bench(Path(folder), Path(video), None)
 arm(f"{point}:kill:{folder}/data")
-manager = bench.open(behaviour, settings={"env": "test", "failpoint": point})
+settings = {"env": "test", "failpoint": point}
+if point in ("inputs-written", "row-written", "row-committed"):  # else the scheduler may find the row before the kill
+    manager = TaskManager(*bench.load(behaviour, settings))
+else:
+    manager = bench.open(behaviour, settings)
 task = bench.submit(manager, idempotency_key="k")
 print(task.id, flush=True)
-bench.ended(manager, task, 60)
+bench.ended(manager, task, 100)
 if point == "record-deleted":
     manager.delete(task.id, "default")
 sys.stdin.read()
@@ -93,6 +100,11 @@ def acted(bench: Bench, point: Point) -> bool:
     return (bench.folder / "data" / f"failpoint-{point}").exists()
 
 
+def check_acted(bench: Bench, point: Point) -> None:
+    """Check that the point acts, also one behind a write by which the task is known to have got there."""
+    wait_until(lambda: acted(bench, point), f"{point} to act")
+
+
 @pytest.mark.parametrize("point", [pytest.param(Point.INPUTS_WRITTEN, marks=pytest.mark.long), Point.ROW_WRITTEN])
 def test_killed_before_the_row_is_committed_there_is_no_task_and_no_file(
     bench: Bench, web: Callable[..., subprocess.Popen[str]], point: Point
@@ -101,8 +113,7 @@ def test_killed_before_the_row_is_committed_there_is_no_task_and_no_file(
     assert acted(bench, point)
     folders = list((bench.folder / "data" / "tasks").iterdir())
     assert len(folders) == 1, "the inputs were on disk"
-    manager = bench.open()
-    sweep_later(manager)
+    manager = swept_later(bench)
     assert not folders[0].exists()
     assert manager.page("default", [], 10, None) == []
     again = bench.submit(manager, idempotency_key="k")
@@ -134,7 +145,8 @@ def test_killed_from_there_on_the_next_process_brings_the_task_to_its_end(
 def test_a_spawner_killed_after_the_fork_starts_no_second_engine(bench: Bench) -> None:
     manager = open_armed(bench, Point.RUNNER_FORKED)
     task = bench.ended(manager, bench.submit(manager))
-    assert (task.status, acted(bench, Point.RUNNER_FORKED)) == (Status.COMPLETED, True)
+    assert task.status is Status.COMPLETED
+    check_acted(bench, Point.RUNNER_FORKED)
     check_end(bench, manager, task, 1, 1)
 
 
@@ -157,7 +169,8 @@ def test_a_runner_killed_at_any_step_is_followed_by_another_or_has_its_end_recor
 ) -> None:
     manager = open_armed(bench, point)
     task = bench.ended(manager, bench.submit(manager))
-    assert (task.status, acted(bench, point)) == (Status.COMPLETED, True)
+    assert task.status is Status.COMPLETED
+    check_acted(bench, point)
     # An engine that is killed in its first moment may not have come to note that it started.
     check_end(bench, manager, task, attempts, starts or len(bench.starts_of(task)))
 
@@ -175,7 +188,8 @@ def test_a_runner_killed_as_a_cancel_meets_its_end_leaves_no_result(bench: Bench
     manager.delete(task.id, "default")
     go.touch()
     task = bench.ended(manager, task)
-    assert (task.status, acted(bench, point)) == (Status.CANCELLED, True)
+    assert task.status is Status.CANCELLED
+    check_acted(bench, point)
     check_end(bench, manager, task, 1, 1)
 
 
@@ -206,10 +220,9 @@ def test_a_process_killed_while_it_deletes_leaves_no_row_and_its_files_to_the_sw
     data = bench.folder / "data"
     left = [data / "tasks" / task_id, data / "results" / task_id]
     assert all(path.exists() for path in left)
-    manager = bench.open()
+    manager = swept_later(bench)
     with pytest.raises(TaskGone):
         manager.view(task_id, "default")
-    sweep_later(manager)
     assert not any(path.exists() for path in left)
 
 
@@ -284,8 +297,16 @@ def arm_here(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(failpoint, "_armed", failpoint.FailPoint.parse(text, Path()))
 
 
-def sweep_later(manager: TaskManager) -> None:
-    """Sweep as if two hours had gone by, after which a file without a row belongs to nobody."""
+def swept_later(bench: Bench) -> TaskManager:
+    """Return a started manager that found its folder swept as if two hours had gone by.
+
+    After those a file without a row belongs to nobody. A started one sweeps as well, whenever its thread comes to it,
+    and notes the time: two clocks that differ by hours would hold each other's sweeps.
+    """
+    manager = TaskManager(*bench.load())
+    bench.managers.append(manager)
     later = lambda: utc_now() + timedelta(hours=2)  # noqa: E731
     manager.store.state.set(BEAT, None)  # else the clock looks wrong, for the machine knows that no two hours went by
     Sweeper(manager.store, manager.folders, manager.disk, manager.retention, later).sweep()
+    bench.start(manager)
+    return manager
