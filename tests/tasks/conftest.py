@@ -215,7 +215,7 @@ class Bench:
         real, silent = scheduler._end_if_stuck, (task.id, task.attempt)
 
         def end_if_stuck(attempt: tuple[str, int], seen: Task) -> None:
-            self.monkeypatch.setattr(scheduler, "_lease_seconds", seconds if attempt == silent else float("inf"))
+            scheduler._lease_seconds = seconds if attempt == silent else float("inf")
             real(attempt, seen)
 
         self.monkeypatch.setattr(scheduler, "_end_if_stuck", end_if_stuck)
