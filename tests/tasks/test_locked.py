@@ -6,7 +6,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -15,30 +14,50 @@ from pathlib import Path
 
 import pytest
 
+from task_manager import TaskManager
 from tasks.launch import Launcher
 from tasks.model import Status
 from tests.conftest import ROOT
-from tests.tasks.conftest import Bench
+from tests.tasks.conftest import PATIENCE, Bench, wait_until
 from utils.process import try_lock
 
 
 def test_a_runner_works_on_while_the_database_is_locked_and_tells_its_end_later(bench: Bench) -> None:
     """And the scheduler, which hears nothing from it in the database for longer than its lease, does not kill it."""
-    runner = {"heartbeat_seconds": 0.2, "lease_seconds": 1.0, "poll_seconds": 0.05}
-    manager = bench.open("slow_copy", {"runner": runner}, env={"FAKE_SECONDS": "3"})
+    go = bench.folder / "go"
+    quick = {"runner": {"heartbeat_seconds": 0.2, "poll_seconds": 0.05}}
+    manager = bench.open("when_told", quick, env={"FAKE_GO": str(go)})
     task = bench.submit(manager)
     task = bench.until(manager, task, lambda seen: seen.runner is not None)
-    with closing(sqlite3.connect(manager.folders.data / "avatar.db", isolation_level=None)) as holder:
-        holder.execute("BEGIN IMMEDIATE")
+    bench.stop(manager)  # from here on the test looks in its place
+    scheduler, launcher = manager._scheduler, manager._scheduler._launcher
+    bench.monkeypatch.setattr(scheduler, "_lease_seconds", 0.1)
+
+    def look_and_wait() -> None:
+        """Look, then wait for another pulse of the runner, and until the lease is over."""
+        scheduler._look_after(task)
+        before, over = launcher.pulse(task), time.monotonic() + 0.2
+        wait_until(lambda: launcher.pulse(task) != before and time.monotonic() > over, "another pulse")
+
+    with closing(holding(manager)) as holder:
+        for _ in range(3):
+            look_and_wait()
+        scheduler._look_after(task)
+        go.touch()
         published = manager.folders.result(task.id, task.attempt) / "video.mp4"
-        deadline, pause = time.monotonic() + 30, threading.Event()
-        while not published.exists():
-            assert time.monotonic() < deadline, "the lock kept the runner from its work"
-            pause.wait(0.01)
+        wait_until(published.exists, "the video")
         assert manager.view(task.id, task.tenant).task.status is Status.PROCESSING
         holder.execute("ROLLBACK")
+    scheduler._leave_office()
     ended = bench.ended(manager, task)
     assert (ended.status, ended.attempt, len(bench.starts_of(task))) == (Status.COMPLETED, 1, 1)
+
+
+def holding(manager: TaskManager) -> sqlite3.Connection:
+    """Return a connection that lets nobody else write."""
+    holder = sqlite3.connect(manager.folders.data / "avatar.db", PATIENCE, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    return holder
 
 
 def test_a_runner_that_could_not_say_who_it_is_says_so_later(bench: Bench) -> None:
@@ -46,14 +65,10 @@ def test_a_runner_that_could_not_say_who_it_is_says_so_later(bench: Bench) -> No
     manager = bench.open("hang", {"runner": runner})
     slot = try_lock(manager.folders.slots / "cpu-0.lock")
     task = bench.until(manager, bench.submit(manager), lambda seen: seen.status is Status.PROCESSING)
-    with closing(sqlite3.connect(manager.folders.data / "avatar.db", isolation_level=None)) as holder:
-        holder.execute("BEGIN IMMEDIATE")
+    with closing(holding(manager)):
         os.close(slot)
         log = manager.folders.attempt(task.id, 1) / "runner.log"
-        deadline, pause = time.monotonic() + 30, threading.Event()
-        while not log.exists() or "the database does not answer" not in log.read_text():
-            assert time.monotonic() < deadline, "the runner said who it is"
-            pause.wait(0.01)
+        wait_until(lambda: log.exists() and "the database does not answer" in log.read_text(), "the runner's try")
         assert manager.view(task.id, task.tenant).task.runner is None
     bench.until(manager, task, lambda seen: seen.runner is not None)
     manager.delete(task.id, task.tenant)
