@@ -13,7 +13,7 @@ from tasks import drain
 from tasks.model import Event, Facts, LostRace, Status
 from tasks.store import Store
 from tests.conftest import NOON, make_task
-from tests.tasks.conftest import Bench
+from tests.tasks.conftest import PATIENCE, Bench
 
 
 @pytest.fixture
@@ -58,14 +58,14 @@ def test_no_claim_succeeds_once_the_drain_is_on_whatever_the_scheduler_saw_befor
 def test_a_wait_without_a_service_ends_when_the_runner_does_and_tells_of_the_one_that_died(bench: Bench) -> None:
     manager = bench.open("hang")
     task = bench.until(manager, bench.submit(manager), lambda seen: bool(seen.runner))
-    manager.stop()
+    bench.stop(manager)
     app = create_app(bench.load("hang")[0])
     command = app.test_cli_runner().invoke
     assert command(args=["drain", "on"]).exit_code == 0
     running = command(args=["drain", "wait", "--timeout", "0.1"])
     assert (running.exit_code, running.stderr) == (1, "1 task still running after 0.1 s\n")
     os.kill(task.runner.pid, signal.SIGKILL)
-    waited = command(args=["drain", "wait", "--timeout", "20"])
+    waited = command(args=["drain", "wait", "--timeout", str(PATIENCE)])
     assert (waited.exit_code, waited.stdout.splitlines()[-1]) == (0, "no task is running")
     assert waited.stderr == "1 task lost the process that ran it: tried again once the service is up\n"
     app.extensions["task_manager"].store.close()

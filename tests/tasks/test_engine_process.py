@@ -11,6 +11,7 @@ import pytest
 
 from tasks.engine_process import EngineProcess, Progress, parse_line
 from tasks.model import Note, Phase
+from tests.tasks.conftest import PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -54,9 +55,9 @@ def test_a_child_is_heard_to_its_last_word_and_its_log_is_a_file(tmp_path: Path)
     with selectors.DefaultSelector() as selector:
         selector.register(engine.channel, selectors.EVENT_READ)
         while not engine.closed:
-            assert selector.select(10), "the engine said nothing for 10 s"
+            assert selector.select(PATIENCE), "the engine said nothing"
             heard += engine.read()
-    assert engine._process.wait(10) == 3
+    assert engine._process.wait(PATIENCE) == 3
     assert heard == [Progress(Phase.GENERATING, 0.5), Progress(Phase.ENCODING, 0.0)]
     assert (tmp_path / "log").read_text().splitlines() == ["hello log", str(tmp_path)]
     os.close(lock)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -17,7 +19,7 @@ from task_manager import TaskManager
 from tasks import office
 from tasks.model import Status
 from tests.conftest import ROOT
-from tests.tasks.conftest import Bench
+from tests.tasks.conftest import PATIENCE, Bench
 
 HOLDER = """
 import sys
@@ -65,7 +67,7 @@ def started(script: str, *args: Path) -> subprocess.Popen[str]:
 
 def end(process: subprocess.Popen[str]) -> None:
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE)
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ def test_a_holder_gives_way_that_was_stopped_at_two_looks_and_none_else(
     guard.look()
     assert is_stopped(holder)
     guard.look()
-    assert holder.wait(20) == -signal.SIGKILL
+    assert holder.wait(PATIENCE) == -signal.SIGKILL
 
 
 def test_two_looks_are_apart(lock: Path, holder: subprocess.Popen[str]) -> None:
@@ -143,7 +145,7 @@ def test_whoever_holds_an_office_and_is_stopped_gives_way(
         stop(other)
         bench.managers.append(manager)
         bench.start(manager)
-        assert other.wait(20) == -signal.SIGKILL
+        assert other.wait(PATIENCE) == -signal.SIGKILL
     finally:
         end(other)
 
@@ -153,11 +155,13 @@ def test_tasks_go_on_when_the_process_that_schedules_was_stopped_and_nobody_is_t
 ) -> None:
     other = started(SCHEDULER, bench.folder, bench.video)
     try:
-        stop(other)
+        with closing(sqlite3.connect(bench.folder / "data" / "avatar.db", PATIENCE, isolation_level=None)) as writer:
+            writer.execute("BEGIN IMMEDIATE")  # one that is stopped while it writes keeps the database from all
+            stop(other)
         monkeypatch.setattr(office, "_CHECK_SECONDS", 0.2)
         manager = bench.open()
         task = bench.ended(manager, bench.submit(manager))
         assert (task.status, task.attempt) == (Status.COMPLETED, 1)
-        assert other.wait(20) == -signal.SIGKILL
+        assert other.wait(PATIENCE) == -signal.SIGKILL
     finally:
         end(other)
