@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 
 from task_manager import TaskManager
+from tasks import retention, scheduler
 from tasks.clock import BEAT
 from tasks.disk import FIXED_BYTES, Ballast, Demand, Disk, free_bytes, is_full
 from tasks.health import DISK_FULL
-from tasks.model import ErrorCode, OutputFormat, Status
+from tasks.model import ErrorCode, OutputFormat, Phase, Status
 from tasks.retention import Sweeper
 from tasks.store import utc_now
-from tests.tasks.conftest import Bench
+from tests.tasks.conftest import Bench, wait_until
 from utils.file_handler import StorageFull
 from utils.plan import VideoPlan
 
@@ -78,6 +79,7 @@ def test_the_demand_of_a_video_grows_with_its_pixels_and_seconds() -> None:
 
 def test_what_accepted_tasks_may_still_write_counts(small_disk: Path, bench: Bench) -> None:
     manager = bench.open("hang", SMALL)
+    manager.disk.restore_ballast()  # else the sweeper takes that room, at any time
     before = manager.store.demand()
     task = bench.submit(manager)
     grown = manager.store.demand()
@@ -114,11 +116,13 @@ def test_a_disk_that_fills_while_a_task_runs_fails_it_and_the_next_one_succeeds(
     small = bench.video
     bench.video = bench.folder / "large.mp4"  # more than the ballast, by a box that players skip
     bench.video.write_bytes(small.read_bytes() + struct.pack(">I4s", 3 * MIB, b"free") + bytes(3 * MIB - 8))
-    manager = bench.open("slow_copy", SMALL, env={"FAKE_SECONDS": "1"})
+    go = bench.folder / "go"
+    manager = bench.open("when_told", SMALL, env={"FAKE_GO": str(go)})
     manager.disk.restore_ballast()
     task = bench.submit(manager, output_format=output)
-    bench.until(manager, task, lambda seen: seen.status is Status.PROCESSING)
+    bench.until(manager, task, lambda seen: seen.phase is Phase.GENERATING)
     filler = fill(small_disk)
+    go.touch()
     ended = bench.ended(manager, task)
     assert (ended.status, ended.failure and ended.failure.code) == (Status.FAILED, ErrorCode.DISK_FULL)
     assert left_behind(small_disk) == []
@@ -151,7 +155,10 @@ def test_a_submit_to_a_disk_that_fills_is_refused_or_ends_honestly(small_disk: P
 def test_a_task_that_finds_no_room_for_a_file_of_its_own_fails_and_the_next_one_succeeds(
     small_disk: Path, bench: Bench, leave: int
 ) -> None:
-    bench.open("copy", SMALL).stop()
+    first = bench.open("copy", SMALL)
+    for name in (scheduler.LOCK_NAME, retention.LOCK_NAME, first.folders.wake):  # there is no room for them later
+        wait_until((small_disk / name).exists, str(name))
+    bench.stop(first)
     manager = TaskManager(*bench.load("copy", SMALL))
     bench.managers.append(manager)
     task = bench.submit(manager)
@@ -181,7 +188,7 @@ def test_a_service_starts_on_a_full_disk_and_tells_what_it_has(small_disk: Path,
     manager = bench.open("copy", SMALL)
     task = bench.ended(manager, bench.submit(manager))
     manager.disk.restore_ballast()
-    manager.stop()
+    bench.stop(manager)
     manager.store.close()  # the last connection: the next one needs room for the log of the database
     bench.managers.clear()
     filler = fill(small_disk)
