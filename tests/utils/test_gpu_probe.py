@@ -24,7 +24,7 @@ from utils import gpu as module
 from utils.gpu import Gpu, GpuProbe, GpuProcess, GpuSnapshot, look
 
 # The deadline of tests that do not wait for it to pass; a sweep of a machine under load must fit.
-AMPLE = 30.0
+AMPLE = 60.0
 A100 = "NVIDIA A100-SXM4-80GB"
 CARDS = {24.0: "NVIDIA GeForce RTX 4090", 48.0: "NVIDIA L40S", 80.0: A100}
 
@@ -41,6 +41,18 @@ def machine(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     for name, value in nvml.environment(library, path).items():
         monkeypatch.setenv(name, value)
     return path
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a probe's end be waited for until it comes: after its second a slow machine may not have ended the child."""
+    monkeypatch.setattr(module, "_STOP_SECONDS", AMPLE)
+
+
+@pytest.fixture
+def resigned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no child that hangs be replaced, so that what is told of it stays the same however slow the test is."""
+    monkeypatch.setattr(module, "_GIVE_UP_DEADLINES", 10**5)
 
 
 @pytest.fixture
@@ -79,6 +91,10 @@ def children(pid: int | None = None) -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+SWEEP = "nvmlDeviceGetCount_v2"
+"""What is called once when the GPUs are looked at."""
 
 
 def counted(calls: Path, name: str) -> int:
@@ -208,10 +224,12 @@ def test_while_a_gpu_is_lost_nvml_is_opened_anew_now_and_then(
 ) -> None:
     calls = tmp_path / "calls"
     nvml.write(machine, [*fleet(1), FakeGpu("GPU-b", lost=nvml.GPU_IS_LOST)], calls=calls)
-    started(interval_seconds=0.01)
-    assert until(lambda: calls.exists() and counted(calls, "nvmlInitWithFlags") == 3)
-    assert counted(calls, "nvmlShutdown") == 2
-    assert counted(calls, "nvmlDeviceGetCount_v2") >= 30
+    watched = started(interval_seconds=0.01)
+    assert until(lambda: calls.exists() and counted(calls, "nvmlInitWithFlags") >= 3)
+    watched.stop()
+    names = [name for name in calls.read_text().splitlines() if name in ("nvmlInitWithFlags", "nvmlShutdown", SWEEP)]
+    while_open = [*[SWEEP] * module._REOPEN_SWEEPS, "nvmlShutdown"]
+    assert names[: 2 * (1 + len(while_open))] == 2 * ["nvmlInitWithFlags", *while_open]
 
 
 def test_a_gpu_in_mig_mode_is_its_instances(machine: Path) -> None:
@@ -301,11 +319,14 @@ def test_without_a_driver_no_child_waits_and_one_is_looked_for_less_often(
 ) -> None:
     calls = tmp_path / "calls"
     nvml.write(machine, fail={"nvmlInitWithFlags": nvml.DRIVER_NOT_LOADED}, calls=calls)
+    rare = started(interval_seconds=3600.0)
+    assert until(lambda: not rare.snapshot().stale)
+    assert not children()
+    rare.stop()
+    calls.unlink()
     began = time.monotonic()
     watched = started(interval_seconds=0.1)
-    assert until(lambda: not watched.snapshot().stale)
-    assert not children()
-    assert until(lambda: counted(calls, "nvmlInitWithFlags") == 2)
+    assert until(lambda: calls.exists() and counted(calls, "nvmlInitWithFlags") >= 2)
     assert time.monotonic() - began > 10 * 0.1
     nvml.write(machine, fleet(8))
     assert until(lambda: len(watched.snapshot().gpus) == 8)
@@ -337,12 +358,12 @@ EVERY_CALL = [
 ]  # fmt: skip
 
 
-def hundred_snapshots(watched: GpuProbe) -> GpuSnapshot:
-    """Return a snapshot, after seeing that none waits for NVML: a hundred would, for its deadline of 0.2 s each."""
+def thousand_snapshots(watched: GpuProbe) -> GpuSnapshot:
+    """Return a snapshot, after seeing that none waits for NVML: a thousand would, for its deadline of 0.2 s each."""
     began = time.monotonic()
-    for _ in range(100):
+    for _ in range(1000):
         told = watched.snapshot()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 100
     return told
 
 
@@ -352,22 +373,25 @@ def test_nvml_that_hangs_at_the_start_blocks_nobody_and_is_read_when_it_comes_ba
     nvml.write(machine, fleet(4), hang=["nvmlInitWithFlags"])
     watched = started(deadline_seconds=0.2)
     assert until(lambda: watched.snapshot().reason.startswith("NVML has not answered for"))
-    told = hundred_snapshots(watched)
+    told = thousand_snapshots(watched)
     assert (told.gpus, told.stale) == ((), True)
     nvml.write(machine, fleet(4))
     assert until(lambda: len(watched.snapshot().gpus) == 4 and not watched.snapshot().stale)
 
 
+@pytest.mark.usefixtures("resigned")
 @pytest.mark.parametrize("call", EVERY_CALL[1:])
 def test_while_nvml_hangs_the_last_snapshot_stays_and_ages(
-    machine: Path, started: Callable[..., GpuProbe], call: str
+    machine: Path, tmp_path: Path, started: Callable[..., GpuProbe], call: str
 ) -> None:
     nvml.write(machine, fleet(4))
     watched = started(deadline_seconds=0.3)
     assert until(lambda: len(watched.snapshot().gpus) == 4 and not watched.snapshot().stale)
-    nvml.write(machine, fleet(5), hang=[call])
+    calls = tmp_path / "calls"
+    nvml.write(machine, fleet(4), hang=[call], calls=calls)
+    assert until(lambda: calls.exists() and counted(calls, call) == 1), "it hangs"
     assert until(lambda: watched.snapshot().stale)
-    told = hundred_snapshots(watched)
+    told = thousand_snapshots(watched)
     assert len(told.gpus) == 4
     assert told.driver == nvml.DRIVER
     assert "NVML has not answered for" in told.reason
@@ -378,14 +402,18 @@ def test_while_nvml_hangs_the_last_snapshot_stays_and_ages(
     assert watched.snapshot().reason == ""
 
 
-def test_refresh_waits_no_longer_than_it_may(machine: Path, started: Callable[..., GpuProbe]) -> None:
+@pytest.mark.usefixtures("resigned")
+def test_refresh_waits_no_longer_than_it_may(machine: Path, tmp_path: Path, started: Callable[..., GpuProbe]) -> None:
     nvml.write(machine, fleet(1))
-    watched = started(deadline_seconds=0.5, interval_seconds=3600.0)
+    watched = started(deadline_seconds=0.5)
     assert until(lambda: bool(watched.snapshot().gpus))
-    nvml.write(machine, fleet(1), hang=["nvmlDeviceGetCount_v2"])
+    calls = tmp_path / "calls"
+    nvml.write(machine, fleet(1), hang=[SWEEP], calls=calls)
+    assert until(lambda: calls.exists() and counted(calls, SWEEP) == 1), "it hangs"
+    assert until(lambda: watched.snapshot().stale)
     asked = time.monotonic()
     told = watched.refresh(0.8)
-    assert 0.8 <= time.monotonic() - asked < 3.0
+    assert 0.8 <= time.monotonic() - asked < AMPLE / 2
     assert told.stale
     assert told.taken_at < asked
 
@@ -401,8 +429,8 @@ def test_looking_once_asks_once(machine: Path, tmp_path: Path) -> None:
 def test_looking_once_ends_though_nvml_hangs(machine: Path) -> None:
     nvml.write(machine, fleet(1), hang=["nvmlInitWithFlags"])
     asked = time.monotonic()
-    told = look(0.3)
-    assert time.monotonic() - asked < 5.0
+    told = look(2.0)
+    assert time.monotonic() - asked < 2.0 * module._GIVE_UP_DEADLINES - 2.0, "it waited until the child was given up"
     assert (told.gpus, told.stale) == ((), True)
     assert "NVML has not answered" in told.reason
     assert not children()
@@ -447,7 +475,7 @@ def test_stop_ends_a_child_that_hangs(machine: Path, started: Callable[..., GpuP
     assert until(lambda: bool(children()))
     asked = time.monotonic()
     watched.stop()
-    assert time.monotonic() - asked < 5.0
+    assert time.monotonic() - asked < AMPLE / 2
     assert not children()
 
 
@@ -455,7 +483,7 @@ def test_the_child_holds_nothing_of_the_process_that_asks(machine: Path, started
     nvml.write(machine, fleet(1))
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.set_inheritable(True)
-        started().refresh(AMPLE)
+        started(interval_seconds=3600.0).refresh(AMPLE)  # from here on it looks at nothing, with no file open for that
         (child,) = children()
         assert os.getsid(child.pid) == child.pid, "a terminal's Ctrl-C is not for it"
         held = [str(entry.readlink()) for entry in Path(f"/proc/{child.pid}/fd").iterdir()]
@@ -464,8 +492,9 @@ def test_the_child_holds_nothing_of_the_process_that_asks(machine: Path, started
 
 WATCHER = """
 import sys, time
-from utils.gpu import GpuProbe
-watched = GpuProbe(0.05, 0.2)
+from utils import gpu
+gpu._GIVE_UP_DEADLINES = 10**5
+watched = gpu.GpuProbe(0.05, 0.2)
 watched.start()
 while "has not answered for" not in watched.snapshot().reason:
     time.sleep(0.01)
@@ -483,12 +512,10 @@ def test_a_process_ends_while_nvml_hangs_and_its_child_with_it(machine: Path, ki
         assert watcher.stdin and watcher.stdout and watcher.stderr
         assert watcher.stdout.readline() == b"hangs\n"
         (child,) = children(watcher.pid)
-        asked = time.monotonic()
         if killed:
             watcher.kill()
         watcher.stdin.close()
         code = watcher.wait(AMPLE)
-        assert time.monotonic() - asked < 5.0
         assert code == (-9 if killed else 0)
         assert watcher.stderr.read() == b""
-        assert until(lambda: not child.is_running(), 5.0)
+        assert until(lambda: not child.is_running())
