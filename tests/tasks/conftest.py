@@ -200,7 +200,9 @@ class Bench:
     def stop(self, manager: TaskManager) -> None:
         """Stop it, and wait until it does nothing any more: a server that stops does not wait for ever, a test must."""
         manager.stop()
-        parts = (manager._scheduler, getattr(manager, "_sweeper", None), manager._deliverer)
+        parts = (
+            manager._scheduler, getattr(manager, "_sweeper", None), manager._deliverer, manager._hardware.probe,
+        )  # fmt: skip
         for thread in [part._thread for part in parts if part is not None]:
             thread.join(PATIENCE)
             assert not thread.is_alive(), f"the thread {thread.name} did not end in {PATIENCE} s"

@@ -37,7 +37,7 @@ from tasks.store import QueueFull, Store
 from tasks.turns import Backlog
 from tasks.uploads import Upload
 from tests.conftest import NOON, ROOT, make_task
-from tests.tasks.conftest import Clock
+from tests.tasks.conftest import PATIENCE, Clock
 from tests.tasks.test_model import VIDEO
 
 CLAIM = Facts(slot="cpu-0", profile="preview_cpu")
@@ -101,7 +101,7 @@ def test_a_hundred_racing_claims_start_a_task_once(store: Store) -> None:
     barrier = threading.Barrier(10)
 
     def claim(_: int) -> int:
-        barrier.wait(10)
+        barrier.wait(PATIENCE)
         try:
             store.happen(task, Event.CLAIM, CLAIM)
         except LostRace:
@@ -273,7 +273,7 @@ def test_of_two_submits_with_one_key_at_once_one_task_comes(store: Store) -> Non
     barrier = threading.Barrier(8)
 
     def once(number: int) -> str:
-        barrier.wait(10)
+        barrier.wait(PATIENCE)
         try:
             return f"answer to {submit(store, number, KEY).id} at 1"
         except AlreadyAccepted as seen:

@@ -28,6 +28,7 @@ from utils.process import (
     watch,
 )
 
+PATIENCE = 60.0
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 # A shell that starts a sleeper in another session, says its pid and ends, so that the sleeper is an orphan.
 FLEE = (
@@ -48,7 +49,7 @@ def sleeper(mark: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(SLEEP, env={**os.environ, **mark})
     yield process
     process.kill()
-    process.wait(10)
+    process.wait(PATIENCE)
 
 
 def test_a_process_is_its_pid_and_its_start(sleeper: subprocess.Popen[bytes]) -> None:
@@ -63,7 +64,7 @@ def test_a_process_is_its_pid_and_its_start(sleeper: subprocess.Popen[bytes]) ->
 
 def test_no_process_has_no_start() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait(20)
+    child.wait(PATIENCE)
     assert start_time(child.pid) is None
     assert not is_alive(child.pid, 1)
     assert descendants(child.pid) == []
@@ -78,9 +79,9 @@ def test_a_watched_process_tells_its_death(sleeper: subprocess.Popen[bytes]) -> 
     descriptor = watch(sleeper.pid)
     assert select.select([descriptor], [], [], 0)[0] == []
     sleeper.kill()
-    assert select.select([descriptor], [], [], 10)[0] == [descriptor]
+    assert select.select([descriptor], [], [], PATIENCE)[0] == [descriptor]
     os.close(descriptor)
-    sleeper.wait(10)
+    sleeper.wait(PATIENCE)
     assert watch(sleeper.pid) is None
 
 
@@ -91,7 +92,7 @@ def test_a_lock_excludes_and_lives_as_long_as_its_last_holder(tmp_path: Path) ->
     os.close(lock)
     assert try_lock(tmp_path / "lock") is None, "the child inherited it"
     heir.kill()
-    heir.wait(10)
+    heir.wait(PATIENCE)
     again = try_lock(tmp_path / "lock")
     assert again is not None
     os.close(again)
@@ -131,11 +132,11 @@ def test_who_cannot_look_takes_nobody_for_dead(mark: dict[str, str], monkeypatch
 
 
 def test_an_orphan_in_another_session_is_found_by_its_mark_and_killed(mark: dict[str, str]) -> None:
-    parent = subprocess.run([sys.executable, "-c", FLEE], env={**os.environ, **mark}, capture_output=True, timeout=30)
+    parent = subprocess.run([sys.executable, "-c", FLEE], env={**os.environ, **mark}, capture_output=True, timeout=60)
     orphan = int(parent.stdout)
     assert [process.pid for process in marked(mark)] == [orphan]
     assert marked({**mark, "AVATAR_TEST_OTHER": "x"}) == []
-    assert kill_all(below=None, marks=mark, deadline=5)
+    assert kill_all(below=None, marks=mark, deadline=PATIENCE)
     assert marked(mark) == []
 
 
@@ -149,11 +150,11 @@ def test_everything_below_a_process_is_killed_but_not_the_process(mark: dict[str
     assert keeper.stdout is not None
     assert keeper.stdout.readline() == b"up\n"
     assert len(descendants(keeper.pid)) == 1
-    assert kill_all(below=keeper.pid, marks={}, deadline=5)
+    assert kill_all(below=keeper.pid, marks={}, deadline=PATIENCE)
     assert descendants(keeper.pid) == []
     assert keeper.poll() is None
     keeper.kill()
-    keeper.wait(10)
+    keeper.wait(PATIENCE)
     keeper.stdout.close()
 
 
