@@ -102,7 +102,7 @@ def _in_time(policy: FetchPolicy) -> Iterator[_Watchdog]:
     try:
         yield watchdog
     except (FetchError, TooLarge, _PeerFault, _TooMuch) as error:
-        if watchdog.barked:
+        if watchdog.is_over:
             raise FetchError(f"the URL's server took longer than {policy.deadline_seconds:g} s in all") from None
         if isinstance(error, TooLarge | _TooMuch):
             raise FetchError(_too_large(policy)) from None
@@ -341,6 +341,11 @@ class _Watchdog:
     def left(self) -> float:
         """Seconds left, never under 1 ms, for a timeout of 0 would mean non-blocking."""
         return max(self._ends - time.monotonic(), 0.001)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is up, by the clock: the thread that is to bark may come late to it."""
+        return self.barked or time.monotonic() >= self._ends
 
     def watch(self, connection: socket.socket) -> None:
         # A duplicate of the descriptor: TLS moves the original into another object, and a shutdown through any

@@ -15,6 +15,7 @@ from tests.utils.test_net_fetch import (
     DRIPS,
     LOOPBACKS,
     OK,
+    PATIENCE,
     Handler,
     Peer,
     answers,
@@ -74,16 +75,16 @@ def test_a_slow_receiver_is_left_at_the_total_deadline(peer: Listen, name: str) 
     server, began = peer(handler), time.monotonic()
     with pytest.raises(FetchError, match=r"longer than 0\.4 s in all"):
         post(url(server), BODY, HEADERS, policy(deadline_seconds=0.4))
-    assert time.monotonic() - began < 5
-    assert server.gone.wait(10), "the connection was left open"
+    assert time.monotonic() - began < PATIENCE
+    assert server.gone.wait(PATIENCE), "the connection was left open"
 
 
 @pytest.mark.parametrize("name", ["body", "body without length", "chunks"])
 def test_what_comes_behind_the_head_is_not_waited_for(peer: Listen, name: str) -> None:  # noqa: F811
     server, began = peer(DRIPS[name]), time.monotonic()
-    assert post(url(server), BODY, HEADERS, policy(deadline_seconds=30)).status == 200
-    assert time.monotonic() - began < 15
-    assert server.gone.wait(10), "the connection was left open"
+    assert post(url(server), BODY, HEADERS, policy()).status == 200
+    assert time.monotonic() - began < PATIENCE / 2
+    assert server.gone.wait(PATIENCE), "the connection was left open"
 
 
 def test_an_endless_head_is_left_at_a_limit(peer: Listen) -> None:  # noqa: F811
@@ -93,12 +94,12 @@ def test_an_endless_head_is_left_at_a_limit(peer: Listen) -> None:  # noqa: F811
             connection.sendall(b"X: " + b"y" * 60_000 + b"\r\n")
 
     with pytest.raises(FetchError):
-        post(url(peer(flood)), BODY, HEADERS, policy(deadline_seconds=30))
+        post(url(peer(flood)), BODY, HEADERS, policy())
 
 
 def test_a_receiver_that_reads_nothing_is_left_at_the_deadline(peer: Listen) -> None:  # noqa: F811
     let_go = threading.Event()
-    server = peer(lambda connection: let_go.wait(20))
+    server = peer(lambda connection: let_go.wait(PATIENCE))
     with pytest.raises(FetchError, match="in all"):
         post(url(server), b"x" * 50_000_000, HEADERS, policy(deadline_seconds=0.5))
     let_go.set()
