@@ -22,6 +22,7 @@ from utils.media import AudioFacts, MediaError, MediaLimits, read_facts
 _WORKERS, _DECODERS, _CLIENTS = 2, 2, 4
 _DECODE_SECONDS = 20.0
 _ANSWER_SECONDS = _DECODE_SECONDS + 10.0  # what comes beside the decoding: the upload, and a wait for a decoder
+_BUSY_SECONDS = 5 * _ANSWER_SECONDS  # by then a decoder is free, whatever the others sent
 _SETTINGS = {
     "AVATAR_INPUTS__DECODE_SECONDS": str(_DECODE_SECONDS), "AVATAR_INPUTS__DECODERS": str(_DECODERS),
     "AVATAR_DISK__RESERVE_BYTES": "0",
@@ -111,7 +112,8 @@ def _upload_all(http: urllib3.PoolManager, url: str, files: _Shared, report: Rep
 def _upload(http: urllib3.PoolManager, url: str, mutant: tuple[int, str, bytes], report: Report) -> None:
     """Upload one mutant until it is answered other than that all decoders are busy."""
     number, kind, data = mutant
-    for _ in range(200):
+    given_up = time.monotonic() + _BUSY_SECONDS
+    while True:
         began = time.monotonic()
         fields = {"type": kind, "file": (f"file.{kind}", data)}
         try:
@@ -119,7 +121,7 @@ def _upload(http: urllib3.PoolManager, url: str, mutant: tuple[int, str, bytes],
         except urllib3.exceptions.HTTPError as error:
             report.failures.append(f"mutant {number} was not answered: {error}")
             return
-        if answer.status != 503:
+        if answer.status != 503 or time.monotonic() > given_up:
             break
         time.sleep(0.1)
     seconds = time.monotonic() - began
