@@ -33,6 +33,8 @@ from utils.process import is_alive, marked
 MAX_ATTEMPTS = 3
 _CALL_SECONDS = 10.0
 _QUIET_SECONDS = 240.0
+_GONE_SECONDS = 60.0
+"""What was killed, or is on its way out, is gone by then."""
 _ENGINES = (("short", 8), ("long", 4), ("deaf", 2), ("gang", 5), ("failing", 1), ("preview", 1))
 _SETTINGS = {
     "AVATAR_ENV": "test", "AVATAR_SLOTS__CPU": "3", "AVATAR_RUNNER__MAX_ATTEMPTS": str(MAX_ATTEMPTS),
@@ -268,12 +270,12 @@ class Chaos:
     def kill_master(self) -> None:
         """The workers notice by themselves; until they do, they serve on beside the next ones."""
         self._kill("master", psutil.Process(self.service.process.pid))
-        self.service.process.wait(10)
+        self.service.process.wait(_GONE_SECONDS)
 
     def kill_all_web(self) -> None:
         for process in self.service.processes():
             self._kill("web", process, count=1 if process.pid == self.service.process.pid else 0)
-        self.service.process.wait(10)
+        self.service.process.wait(_GONE_SECONDS)
 
     def kill_everything(self) -> None:
         """All at once, as the end of a container or of the power does: nobody sees another die."""
@@ -283,7 +285,7 @@ class Chaos:
                 self._signal(process, number)
         self.kills["everything"] += 1
         self.note("kill", kind="everything", pids=[process.pid for process in ours])
-        self.service.process.wait(10)
+        self.service.process.wait(_GONE_SECONDS)
 
     def kill_runner_and_scheduler(self) -> None:
         runner, scheduler = self._pick(self._runners()), self._spawner_and_parent()[1]
@@ -303,9 +305,16 @@ class Chaos:
 
     def stop_spawner_and_kill_scheduler(self) -> None:
         spawner, scheduler = self._spawner_and_parent()
-        if spawner is not None and time.time() - spawner.create_time() > 5.0:  # its interpreter has started
+        if spawner is not None and self._ends_with_its_parent(spawner):
             self._signal(spawner, signal.SIGSTOP)
             self._kill("scheduler", scheduler)
+
+    @staticmethod
+    def _ends_with_its_parent(spawner: psutil.Process) -> bool:
+        """Say whether it has asked for that, which it does first of all: by what it imports behind that."""
+        with suppress(OSError):
+            return "libavcodec" in Path(f"/proc/{spawner.pid}/maps").read_text()
+        return False
 
     def _kill(self, kind: str, process: psutil.Process | None, number: int = signal.SIGKILL, count: int = 1) -> None:
         if process is not None and self._signal(process, number):
@@ -373,7 +382,7 @@ class Chaos:
         return self.random.choice(among) if among else None
 
     def _query(self, query: str, *values: str) -> list[tuple[Any, ...]]:
-        with sqlite3.connect(f"file:{self.service.data}/avatar.db?mode=ro", uri=True, timeout=10) as db:
+        with sqlite3.connect(f"file:{self.service.data}/avatar.db?mode=ro", uri=True, timeout=60) as db:
             return db.execute(query, values).fetchall()
 
     def _row(self, task: str) -> tuple[Any, ...] | None:
@@ -411,7 +420,7 @@ class Chaos:
         rig.sweep_later(self.service.data, self.folder / "engines.yaml")
         self._note_late_deletes()
         deleted = {event.facts["task"] for event in self.history if event.what == "deleted"}
-        gone = frozenset(task for task in deleted if self._call("GET", f"/api/v1/task/{task}")[0] == 410)
+        gone = frozenset(task for task in deleted if self._answer(f"/api/v1/task/{task}")[0] == 410)
         tasks = {task: self._final(task) for (task,) in self._query("SELECT id FROM tasks")}
         starts = [tuple(line.split()[1:3]) for line in (self.folder / "starts.txt").read_text().splitlines()]
         twice = self.folder / "claims" / "taken-twice"
@@ -437,15 +446,27 @@ class Chaos:
             self._restart_if_dead()
             pause.wait(0.1)
 
+    def _answer(self, path: str) -> tuple[int, Any]:
+        """Return the status and the body of what is there, once it is answered.
+
+        A worker whose master was killed serves on until it notices, and what it has not answered then is not.
+        """
+        deadline = time.monotonic() + _QUIET_SECONDS
+        while True:
+            status, body = self._call("GET", path)
+            if status is not None:
+                return status, body
+            assert time.monotonic() < deadline, f"no answer in {_QUIET_SECONDS} s: {path}; {self.service.log()}"
+
     def _final(self, task_id: str) -> Final:
-        _, task = self._call("GET", f"/api/v1/task/{task_id}")
+        _, task = self._answer(f"/api/v1/task/{task_id}")
         return Final(task["status"], task["attempt"], self._fetched(task), task["error_code"], task["error"])
 
     def _fetched(self, task: dict[str, Any]) -> bool:
         """Say whether the video can be fetched, as it was described."""
         video = task["video"] or {"sha256": ""}
-        status, data = self._call("GET", f"/results/{task['task_id']}/video.mp4")
-        poster, _ = self._call("GET", f"/results/{task['task_id']}/poster.jpg")
+        status, data = self._answer(f"/results/{task['task_id']}/video.mp4")
+        poster, _ = self._answer(f"/results/{task['task_id']}/poster.jpg")
         return (status, poster) == (200, 200) and hashlib.sha256(data).hexdigest() == video["sha256"]
 
     def _left(self) -> list[str]:
@@ -459,7 +480,14 @@ class Chaos:
         left += [*(data / "tmp").iterdir()]
         left += [path for path in data.glob("uploads/*/*") if f"/uploads/{path.parent.name}/{path.name}" not in uploads]
         left += [path for path in data.rglob(".*") if path.is_file()]
-        return [str(path.relative_to(data)) for path in left] + self._strays()
+        return [str(path.relative_to(data)) for path in left] + self._lasting_strays()
+
+    def _lasting_strays(self) -> list[str]:
+        """Return the strays that stay: a runner leaves after its last write, a worker once it misses its master."""
+        deadline, pause = time.monotonic() + _GONE_SECONDS, threading.Event()
+        while (found := self._strays()) and time.monotonic() < deadline:
+            pause.wait(0.1)
+        return found
 
     def _strays(self) -> list[str]:
         """Return the processes of the service and of its tasks that do not descend from the server that runs now."""

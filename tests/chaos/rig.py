@@ -8,7 +8,6 @@ import sys
 import wave
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,9 @@ from PIL import Image
 
 from config_loader import load_engines, load_settings
 from task_manager import TaskManager
-from tasks.clock import BEAT
-from tasks.retention import Sweeper
-from tasks.store import utc_now
 from tests.conftest import ROOT
 from tests.fakes.nvml import build as nvml
+from tests.tasks import conftest
 from tests.tasks.conftest import write_video
 
 DISK_MIB = 512  # free space is asked for at admission, so it must not be tiny
@@ -139,10 +136,5 @@ def sweep_later(data: Path, table: Path) -> None:
     kept = {"results_hours": 0, "inputs_hours": 0, "logs_hours": 0, "records_days": 0}
     settings = load_settings({"data_dir": str(data), "engines": {"table": str(table)}, "retention": kept})
     manager = TaskManager(settings, load_engines(settings))
-    manager.store.state.set(BEAT, None)  # else a clock that jumped holds the sweep for a day, as it should
-    Sweeper(manager.store, manager.folders, manager.disk, manager.retention, _two_hours_on).sweep()
+    conftest.sweep_later(manager)
     manager.store.close()
-
-
-def _two_hours_on() -> datetime:
-    return utc_now() + timedelta(hours=2)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from PIL import Image
 
 from config_loader import Settings, load_engines, load_settings
 from task_manager import TaskManager
+from tasks.clock import ClockGuard
 from tasks.launch import Launcher
 from tasks.model import OutputFormat, Priority, Task
 from tasks.profile import EngineTable
+from tasks.retention import Sweeper
 from tasks.spawner import Spawner
-from tasks.store import Store
+from tasks.store import Store, utc_now
 from tasks.submission import PreparedInput, Submission
 from tests.conftest import NOON, ROOT
 from utils.media import AudioFacts, ImageFacts
@@ -127,6 +129,30 @@ def wait_until(holds: Callable[[], bool], what: str = "what was waited for", sec
     while not holds():
         assert time.monotonic() < deadline, f"{what} did not come in {seconds} s"
         pause.wait(0.02)
+
+
+class Notebook:
+    """What a guard of the clock keeps from beat to beat, for this one guard."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Any] = {}
+
+    def get(self, name: str) -> Any:
+        return self._kept.get(name)
+
+    def set(self, name: str, value: Any) -> None:
+        self._kept[name] = value
+
+
+def sweep_later(manager: TaskManager) -> None:
+    """Sweep as if two hours had gone by, after which a file without a row belongs to nobody.
+
+    Under a guard that keeps its own beats: a service sweeps by the true time meanwhile, and each would find that the
+    other's clock had jumped.
+    """
+    later = lambda: utc_now() + timedelta(hours=2)  # noqa: E731
+    guard = ClockGuard(Notebook(), later)
+    Sweeper(manager.store, manager.folders, manager.disk, manager.retention, later, guard).sweep()
 
 
 def is_gone(process: psutil.Process) -> bool:

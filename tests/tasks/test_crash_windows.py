@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,10 @@ from sqlalchemy.exc import OperationalError
 
 from config_loader import ConfigError, load_settings
 from task_manager import TaskGone, TaskManager
-from tasks.clock import BEAT
 from tasks.idempotency import AlreadyAccepted
 from tasks.model import ErrorCode, Phase, Status, Task
-from tasks.retention import Sweeper
-from tasks.store import utc_now
 from tests.conftest import ROOT
-from tests.tasks.conftest import Bench, wait_until
+from tests.tasks.conftest import Bench, sweep_later, wait_until
 from utils.failpoint import Point
 from utils.file_handler import StorageFull
 
@@ -113,7 +109,8 @@ def test_killed_before_the_row_is_committed_there_is_no_task_and_no_file(
     assert acted(bench, point)
     folders = list((bench.folder / "data" / "tasks").iterdir())
     assert len(folders) == 1, "the inputs were on disk"
-    manager = swept_later(bench)
+    manager = bench.open()
+    sweep_later(manager)
     assert not folders[0].exists()
     assert manager.page("default", [], 10, None) == []
     again = bench.submit(manager, idempotency_key="k")
@@ -220,9 +217,10 @@ def test_a_process_killed_while_it_deletes_leaves_no_row_and_its_files_to_the_sw
     data = bench.folder / "data"
     left = [data / "tasks" / task_id, data / "results" / task_id]
     assert all(path.exists() for path in left)
-    manager = swept_later(bench)
+    manager = bench.open()
     with pytest.raises(TaskGone):
         manager.view(task_id, "default")
+    sweep_later(manager)
     assert not any(path.exists() for path in left)
 
 
@@ -295,18 +293,3 @@ def arm_here(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     from utils import failpoint
 
     monkeypatch.setattr(failpoint, "_armed", failpoint.FailPoint.parse(text, Path()))
-
-
-def swept_later(bench: Bench) -> TaskManager:
-    """Return a started manager that found its folder swept as if two hours had gone by.
-
-    After those a file without a row belongs to nobody. A started one sweeps as well, whenever its thread comes to it,
-    and notes the time: two clocks that differ by hours would hold each other's sweeps.
-    """
-    manager = TaskManager(*bench.load())
-    bench.managers.append(manager)
-    later = lambda: utc_now() + timedelta(hours=2)  # noqa: E731
-    manager.store.state.set(BEAT, None)  # else the clock looks wrong, for the machine knows that no two hours went by
-    Sweeper(manager.store, manager.folders, manager.disk, manager.retention, later).sweep()
-    bench.start(manager)
-    return manager
