@@ -101,6 +101,12 @@ class KeptSpawner:
         self.own.warm_up()
         self._kept, self.free = self.own._process, True
 
+    @property
+    def pid(self) -> int:
+        """The one that serves now: another module's tests may keep one of their own in this process."""
+        assert self.own._process is not None
+        return self.own._process.pid
+
     def warm_up(self) -> None:
         self.own.warm_up()
 

@@ -12,7 +12,6 @@ import threading
 import time
 import wave
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -396,33 +395,23 @@ def test_a_stopped_runner_is_killed_and_its_task_tried_again(bench: Bench) -> No
     assert bench.ended(manager, task).status is Status.CANCELLED
 
 
-def spawners() -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process().children():
-        with suppress(psutil.Error):  # one that was killed and not collected yet
-            found += [child] if "tasks.spawner" in child.cmdline() else []
-    return found
-
-
 def test_a_killed_or_stopped_spawner_is_replaced(bench: Bench) -> None:
     manager = bench.open()
     assert bench.ended(manager, bench.submit(manager)).status is Status.COMPLETED
     for number in (signal.SIGKILL, signal.SIGSTOP):
-        (spawner,) = spawners()
-        spawner.send_signal(number)
+        os.kill(bench.spawner.pid, number)
         bench.spawner.own._channel.settimeout(1.0)  # else one that is stopped would be waited for like a slow one
         task = bench.ended(manager, bench.submit(manager))
         assert (task.status, task.attempt) == (Status.COMPLETED, 1)
         assert len(bench.starts_of(task)) == 1
 
 
-def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_interpreter(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    for spawner in spawners():
-        spawner.kill()
+    os.kill(bench.spawner.pid, signal.SIGKILL)
 
 
-def no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_descriptor(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def used_up(path: Path) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
 
@@ -431,12 +420,12 @@ def no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("want", [no_interpreter, no_descriptor])
 def test_while_no_runner_can_be_started_a_task_waits_loses_no_attempt_and_health_tells(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, want: Callable[[pytest.MonkeyPatch], None]
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, want: Callable[[Bench, pytest.MonkeyPatch], None]
 ) -> None:
     monkeypatch.setattr("tasks.scheduler._STALLED_SECONDS", 1.5)
     manager = bench.open()
     wait_until(lambda: look_at_office(manager.folders.data).silent_seconds is not None, "the first look")
-    want(monkeypatch)
+    want(bench, monkeypatch)
     task = bench.submit(manager)
     wait_until(lambda: any("its log tells what fails" in reason for reason in manager.health().reasons), "the word")
     assert manager.view(task.id, task.tenant).task == task
