@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,7 +32,7 @@ from tasks.store import Store, utc_now
 from tasks.submission import PreparedInput, Submission
 from tests.conftest import NOON, ROOT
 from utils.media import AudioFacts, ImageFacts
-from utils.process import marked
+from utils.process import is_alive, marked
 
 FRAMES, SECONDS = 25, 1.0
 
@@ -298,6 +300,10 @@ class Bench:
             self.stop(manager)
             for task in manager.store.processing():
                 kill(self.processes_of(task))
+                # Its runner would end by itself, but for one that a test stopped and failed before it went on.
+                if task.runner is not None and is_alive(task.runner.pid, task.runner.start_time):
+                    with suppress(ProcessLookupError):
+                        os.kill(task.runner.pid, signal.SIGKILL)
             manager.store.close()
 
 
