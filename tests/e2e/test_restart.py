@@ -207,22 +207,28 @@ def test_sigterm_ends_open_waits_starts_nothing_and_leaves_the_runner_alone(
     image, audio = run.upload("image", portrait), run.upload("audio", voice)
     first, second = (run.submit(image, audio, engine="fake")["task_id"] for _ in range(2))
     run.until(first, lambda seen: seen["phase"] == "generating")
-    tag = run.http.request("GET", f"{run.url}/api/v1/task/{second}").headers["ETag"]
-    poll = {"headers": {"If-None-Match": tag}}
-    with ThreadPoolExecutor(3) as pool, slow_upload(run):
-        waits = [pool.submit(run.call, "GET", f"/api/v1/task/{second}?wait=60", **ask) for ask in ({}, poll)]
-        waits.append(pool.submit(run.call, "GET", f"/api/v1/task/{first}?wait=60"))
-        wait_until_at_work(run, requests=4, long_polls=3)
-        began = time.monotonic()
-        assert run.process is not None
-        run.process.send_signal(signal.SIGTERM)
-        answers = [wait.result(timeout=DEADLINE) for wait in waits]
-        assert time.monotonic() - began < 50.0, "they would have waited for a minute"
-        assert [status for status, _ in answers] == [200, 304, 200]
-        assert [answers[0][1]["status"], answers[2][1]["status"]] == ["queued", "processing"]
-        # A request that drags on keeps the workers; the slot that falls free meanwhile must not be given away.
-        (tmp_path / "go").touch()
-        run.process.wait(DEADLINE)
+    for _ in range(RESTARTS):  # the machine has others to serve: where it took longer the service is started anew
+        tag = run.http.request("GET", f"{run.url}/api/v1/task/{second}").headers["ETag"]
+        poll = {"headers": {"If-None-Match": tag}}
+        with ThreadPoolExecutor(3) as pool, slow_upload(run):
+            waits = [pool.submit(run.call, "GET", f"/api/v1/task/{second}?wait=60", **ask) for ask in ({}, poll)]
+            waits.append(pool.submit(run.call, "GET", f"/api/v1/task/{first}?wait=60"))
+            wait_until_at_work(run, requests=4, long_polls=3)
+            began = time.monotonic()
+            assert run.process is not None
+            run.process.send_signal(signal.SIGTERM)
+            answers = [wait.result(timeout=DEADLINE) for wait in waits]
+            took = time.monotonic() - began
+            assert [status for status, _ in answers] == [200, 304, 200]
+            assert [answers[0][1]["status"], answers[2][1]["status"]] == ["queued", "processing"]
+            if took < 5.0:
+                # A request that drags on keeps the workers; the slot that falls free meanwhile must not be given away.
+                (tmp_path / "go").touch()
+            run.process.wait(DEADLINE)
+        if took < 5.0:
+            break
+        run.start()
+    assert took < 5.0, "open waits end within five seconds"
     assert time.monotonic() - began < 100.0, "the upload might have taken two minutes"
     comes_to_be(run, first, "completed")
     assert row(run, second)[0] == "queued"
