@@ -63,7 +63,7 @@ MAX_NOTES = 20
 _SWEEP_SECONDS = 10.0
 _BUSY_SECONDS = 0.5
 """A locked database must not keep this process from its engine: what cannot be told now is told later."""
-_MOMENT_SECONDS = 2.0  # of a longer time without listening no more is the engine's silence: all were paused
+_MOMENT_SECONDS = 2.0  # later than it was due, a look was held up by what held up the engine as well: all were paused
 _TAIL_BYTES = 64 * 1024
 _RETRY_SECONDS = (0.1, 0.5, 1.0, 5.0, 15.0, 30.0)
 
@@ -148,8 +148,8 @@ class Attempt:
 
     def _listen(self, engine: EngineProcess) -> None:
         """Take in what the engine said; any byte of progress or log is a sign of life."""
-        now = time.monotonic()
-        self.sign_of_life, self.listened = self.sign_of_life + max(0.0, now - self.listened - _MOMENT_SECONDS), now
+        late = (now := time.monotonic()) - self.listened - self.spec.poll_seconds - _MOMENT_SECONDS
+        self.sign_of_life, self.listened = self.sign_of_life + max(0.0, late), now
         said = [*engine.read(), *self.follower.read()]
         if engine.closed and engine.channel in self.selector.get_map():
             self.selector.unregister(engine.channel)

@@ -13,12 +13,14 @@ import time
 import wave
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from task_manager import TaskGone, TaskManager
 from tasks import slot
+from tasks.attempt import Attempt
 from tasks.model import ErrorCode, Event, OutputFormat, Phase, Status, Task
 from tasks.scheduler import look_at_office, why_not_scheduled
 from tasks.spec import AttemptSpec
@@ -131,6 +133,21 @@ def test_an_engine_that_was_paused_with_its_runner_is_not_called_hung(bench: Ben
     engine.resume()
     go.touch()
     assert bench.ended(manager, task).status is Status.COMPLETED
+
+
+@pytest.mark.parametrize(("looked_after", "counts"), [(59.0, 59.0), (61.5, 61.5), (3600.0, 62.0)])
+def test_all_of_a_silence_counts_but_what_a_look_came_too_late(
+    monkeypatch: pytest.MonkeyPatch, looked_after: float, counts: float
+) -> None:
+    """Also where the row, and with it the engine, is looked at once a minute."""
+    attempt = Attempt.__new__(Attempt)
+    attempt.spec = SimpleNamespace(poll_seconds=60.0)
+    attempt.follower = SimpleNamespace(read=list, bytes_read=0)
+    attempt.listened = attempt.sign_of_life = 100.0
+    attempt.log_size = 0
+    monkeypatch.setattr("tasks.attempt.time", SimpleNamespace(monotonic=lambda: 100.0 + looked_after))
+    attempt._listen(SimpleNamespace(read=list, closed=False, log_bytes=lambda: 0))
+    assert 100.0 + looked_after - attempt.sign_of_life == counts
 
 
 def test_an_engine_that_only_talks_is_stopped_at_its_time(bench: Bench) -> None:
