@@ -238,6 +238,8 @@ class Bench:
             manager._scheduler, getattr(manager, "_sweeper", None), manager._deliverer, manager._hardware.probe,
         )  # fmt: skip
         for thread in [part._thread for part in parts if part is not None]:
+            if thread.ident is None:  # of a manager that was never started
+                continue
             thread.join(PATIENCE)
             assert not thread.is_alive(), f"the thread {thread.name} did not end in {PATIENCE} s"
 
