@@ -552,6 +552,24 @@ def test_an_engine_that_was_chosen_before_its_state_was_known_is_still_told_as_u
         assert guest.says("#engine-problem") == ""
 
 
+def test_an_upload_that_fails_leaves_the_video_alone_that_was_opened_meanwhile(studio: Studio) -> None:
+    with studio.visit("status of 507") as guest:
+        task = studio.submit("talks")
+        held = Held(guest, "**/api/v1/upload", lambda route: None)
+        held.holds = lambda url: True
+        page = guest.open()
+        guest.fill(studio.portrait, studio.voice)
+        page.click("#submit")
+        held.caught()
+        page.click(f"#gallery [data-id={task}] [data-act=open]")
+        guest.until("#stage .actions", "Cancel")
+        problem = {"title": "Full", "status": 507, "detail": "no room", "error_code": "insufficient_storage"}
+        held.routes[0].fulfill(status=507, content_type="application/problem+json", body=json.dumps(problem))
+        page.locator("#submit[aria-disabled=false]").wait_for()
+        page.evaluate(SETTLE)
+        assert page.locator("#stage .actions").filter(has_text="Cancel").count() == 1
+
+
 def test_the_focus_stays_at_the_buttons_of_a_file_that_is_still_looked_at(studio: Studio) -> None:
     with studio.visit() as guest:
         guest.context.add_init_script(LATE)

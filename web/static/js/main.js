@@ -35,7 +35,7 @@ async function send({ image, audio, fields }) {
     location.hash = `#/task/${task.task_id}`;
     videos.load();
   } catch (error) {
-    stage.showEmpty();
+    if (location.hash === "#/") stage.showEmpty(); // else another video was opened meanwhile
     if (error.name !== "AbortError") refused(error, { image, audio });
   } finally {
     form.setBusy(false);
