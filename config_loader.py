@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from tasks.delivery import WebhookSettings
 from tasks.engine_limits import EngineLimits
 from tasks.engine_table import read_engine_table
+from tasks.folders import Folders as OwnFolders
 from tasks.policy import Policy, Quotas
 from tasks.profile import EngineTable
 from tasks.schema import sqlite_file
@@ -51,6 +52,8 @@ _CLIENT_ENVIRONMENT = ("AVATAR_URL", "AVATAR_API_KEY")
 """What client.py reads; the service may be started in the same shell."""
 
 _MOST_ERRORS = 5
+
+_OPEN_TO_ALL = "so that a request could name files of all tenants or the database; name a folder of its own"
 
 
 class ConfigError(ValueError):
@@ -243,14 +246,14 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _requests_name_no_file_of_the_service(self) -> Settings:
         """Also because opening the database's file past SQLite, and closing it, takes SQLite's locks from a process."""
-        database = sqlite_file(self.database_url or "sqlite://")
-        for own in [self.data_dir.resolve(), *([database.resolve()] if database else [])]:
-            for folder in self.inputs.folders:
-                if own.is_relative_to(folder.resolve()):
-                    raise ValueError(
-                        f"inputs.folders: {folder} holds {own}, so that a request could name the database and the "
-                        "files of all tenants; name a folder of its own"
-                    )
+        database, own = sqlite_file(self.database_url or "sqlite://"), OwnFolders(self.data_dir.resolve())
+        for folder in self.inputs.folders:
+            for held in [own.data, *([database.resolve()] if database else [])]:
+                if held.is_relative_to(folder.resolve()):
+                    raise ValueError(f"inputs.folders: {folder} holds {held}, {_OPEN_TO_ALL}")
+            for kept in (own.uploads, own.tasks, own.results, own.scratch, own.slots):
+                if folder.resolve().is_relative_to(kept):
+                    raise ValueError(f"inputs.folders: {folder} is in {kept}, {_OPEN_TO_ALL}")
         return self
 
     def model_post_init(self, context: Any) -> None:

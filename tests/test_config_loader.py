@@ -384,6 +384,8 @@ def test_a_margin_is_a_share(tmp_path: Path, margin: int) -> None:
         {"data_dir": "{}/data", "inputs": {"folders": ["{}"]}},
         {"data_dir": "{}/data", "inputs": {"folders": ["{}/inbox", "{}/data"]}},
         {"data_dir": "{}/data", "inputs": {"folders": ["{}/link"]}},
+        {"data_dir": "{}/data", "inputs": {"folders": ["{}/data/results"]}},
+        {"data_dir": "{}/data", "inputs": {"folders": ["{}/link/data/tasks/gen_1"]}},
         {"data_dir": "{}/data", "database_url": "sqlite:///{}/db/a.db", "inputs": {"folders": ["{}/db"]}},
     ],
 )
