@@ -157,14 +157,19 @@ def _locks(process: psutil.Process, path: Path) -> bool:
 
     A name may be that of another file for a process in a container, so it is the file that is compared.
     """
-    if not LINUX:
-        return any(path.samefile(each.path) for each in process.open_files())
-    for descriptor in list(Path(f"/proc/{process.pid}/fd").iterdir()):
-        with _passing_over():  # closed meanwhile
-            info = Path(f"/proc/{process.pid}/fdinfo/{descriptor.name}")
-            if descriptor.samefile(path) and " FLOCK " in info.read_text():
+    if LINUX:
+        opened = list(Path(f"/proc/{process.pid}/fd").iterdir())
+    else:
+        opened = [Path(each.path) for each in process.open_files()]
+    for file in opened:
+        with _passing_over():  # closed or removed meanwhile, which says nothing of the others
+            if file.samefile(path) and (not LINUX or " FLOCK " in _told_of(process.pid, file.name)):
                 return True
     return False
+
+
+def _told_of(pid: int, descriptor: str) -> str:
+    return Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text()
 
 
 def descendants(pid: int) -> list[psutil.Process]:

@@ -10,6 +10,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -110,6 +111,20 @@ def test_the_holders_of_a_lock_are_its_heirs_and_not_who_only_has_the_file_open(
                 process.kill()
                 process.wait(10)
     os.close(lock)
+
+
+def test_outside_linux_a_holder_is_found_whose_other_files_are_gone(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lock").touch()
+
+    def told(process: psutil.Process) -> list[SimpleNamespace]:
+        names = ["gone", "lock"] if process.pid == sleeper.pid else []
+        return [SimpleNamespace(path=str(tmp_path / name)) for name in names]
+
+    monkeypatch.setattr("utils.process.LINUX", False)
+    monkeypatch.setattr(psutil.Process, "open_files", told)
+    assert [process.pid for process in holders(tmp_path / "lock")] == [sleeper.pid]
 
 
 def test_who_cannot_look_takes_nobody_for_dead(mark: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
