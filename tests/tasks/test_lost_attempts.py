@@ -109,7 +109,7 @@ def test_a_runner_that_was_stopped_as_it_held_the_database_is_killed_though_anot
         runner.suspend()
         bench.lose_patience(manager, stopped)
         os.kill(dead.runner.pid, signal.SIGKILL)
-        wait_until(lambda: not runner.is_running() or runner.status() == psutil.STATUS_ZOMBIE)
+        wait_until(lambda: is_gone(runner), "the end of the stopped runner")
         holder.execute("ROLLBACK")
     for task in (dead, stopped):
         bench.until(manager, task, lambda seen: seen.attempt == 2)
