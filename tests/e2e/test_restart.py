@@ -225,11 +225,12 @@ def test_sigterm_ends_open_waits_starts_nothing_and_leaves_the_runner_alone(
                 # A request that drags on keeps the workers; the slot that falls free meanwhile must not be given away.
                 (tmp_path / "go").touch()
             run.process.wait(DEADLINE)
+            gone = time.monotonic() - began
         if took < 5.0:
             break
         run.start()
     assert took < 5.0, "open waits end within five seconds"
-    assert time.monotonic() - began < 100.0, "the upload might have taken two minutes"
+    assert gone < 20.0, "systemd and Docker give it so long, though the upload might have taken two minutes"
     comes_to_be(run, first, "completed")
     assert row(run, second)[0] == "queued"
     assert starts(tmp_path) == 1
