@@ -348,6 +348,23 @@ def test_what_is_pressed_while_a_task_gets_on_is_clicked_and_keeps_the_focus(stu
         page.wait_for_url(f"**/#/task/{task}")
 
 
+def test_who_presses_a_task_that_ends_in_the_view_of_the_service_is_led_to_no_other(studio: Studio) -> None:
+    with studio.visit(viewport={"width": 1280, "height": 2000}) as guest:  # else what is left moves under the pointer
+        task = studio.submit("talks")
+        now = studio.run.until(task, lambda one: one["status"] == "processing")
+        listed = {"tasks": [{**now, "progress": 0.25}, {**now, "task_id": "gen_of_another"}], "next_cursor": None}
+        guest.page.route("**/api/v1/tasks?*", lambda route: route.fulfill(json=listed))
+        page = guest.open("/#/service")
+        guest.until("#service-body .rows:has(a) .row-end", "25 %")
+        page.evaluate("addEventListener('click', ({ target }) => { window.led = target.closest('a')?.href; })")
+        page.hover("#service-body .rows a")
+        page.mouse.down()
+        del listed["tasks"][0]
+        page.wait_for_selector("#service-body .rows li:first-child a[href$=gen_of_another]")
+        page.mouse.up()
+        assert page.evaluate("window.led ?? null") is None
+
+
 def test_on_a_phone_no_word_stands_over_the_button_that_sends(studio: Studio) -> None:
     with studio.visit(viewport={"width": 360, "height": 740}) as guest:
         page = guest.open()

@@ -49,6 +49,7 @@ export function fill(element, ...children) {
 /**
  * Show children as `fill` does, but keep the elements that are there and of the same kind, with their listeners: a button
  * that is replaced between the press and the release of the mouse is never clicked, and one that has the focus loses it.
+ * A link to something else is another one: who has pressed the one must not be led to the other.
  */
 export function renew(element, ...children) {
   const wanted = children.flat().filter(Boolean);
@@ -56,7 +57,7 @@ export function renew(element, ...children) {
   wanted.forEach((child, index) => {
     const old = there[index];
     if (!old) element.append(child);
-    else if (old.nodeName !== child.nodeName) old.replaceWith(child);
+    else if (old.nodeName !== child.nodeName || (old.nodeName === "A" && old.href !== child.href)) old.replaceWith(child);
     else if (old.nodeType === Node.ELEMENT_NODE) become(old, child);
     else if (old.data !== child.data) old.data = child.data;
   });
