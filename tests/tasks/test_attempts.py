@@ -124,12 +124,10 @@ def test_an_engine_that_was_paused_with_its_runner_is_not_called_hung(bench: Ben
     runner.suspend()
     engine.suspend()
     time.sleep(limit + 0.5)  # the pause itself
-    pulse = (manager.folders.attempt(task.id, 1) / "started").stat().st_mtime_ns
+    beat = manager.folders.attempt(task.id, 1) / "started"
+    pulse = beat.stat().st_mtime_ns
     runner.resume()  # and hears nothing of its engine yet
-    deadline = time.monotonic() + 20
-    while (manager.folders.attempt(task.id, 1) / "started").stat().st_mtime_ns == pulse:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: beat.stat().st_mtime_ns != pulse, "the runner's next beat")
     engine.resume()
     go.touch()
     assert bench.ended(manager, task).status is Status.COMPLETED
