@@ -23,7 +23,7 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError
 
 from tasks.disk import is_exhausted
-from tasks.engine_process import EngineProcess, Progress
+from tasks.engine_process import EngineProcess, Progress, kill_engine
 from tasks.estimate import Lesson, Work, lesson, pace
 from tasks.finish import Abandoned, Ending, Unusable, discard, publish
 from tasks.fit import Portrait, plan_at
@@ -50,7 +50,7 @@ from tasks.wake import ring
 from utils.failpoint import Point, reach
 from utils.media import ImageFacts, read_facts
 from utils.plan import SIZES
-from utils.process import boot_id, kill_all, start_time
+from utils.process import boot_id, start_time
 
 log = logging.getLogger("runner")
 
@@ -60,7 +60,6 @@ TELL_SECONDS = 1.0
 MAX_NOTES = 20
 """Notes of one engine that are passed on."""
 
-_SWEEP_SECONDS = 10.0
 _BUSY_SECONDS = 0.5
 """A locked database must not keep this process from its engine: what cannot be told now is told later."""
 _MOMENT_SECONDS = 2.0  # later than it was due, a look was held up by what held up the engine as well: all were paused
@@ -361,9 +360,7 @@ class Attempt:
         return [*_RETRY_SECONDS, *[_RETRY_SECONDS[-1]] * (86_400 // int(_RETRY_SECONDS[-1]))]
 
     def _kill_all(self) -> bool:
-        return kill_all(
-            below=os.getpid(), marks=self.spec.marks, deadline=_SWEEP_SECONDS, cgroup=AttemptSpec.cgroup(self.folder)
-        )
+        return kill_engine(self.folder, self.spec.marks)
 
     def _discard(self) -> None:
         discard(self.folder, Path(self.spec.results))

@@ -1,16 +1,18 @@
 """One engine at work: started, listened to, stopped.
 
 The engine writes its log straight into a file, so that no reader's death can stop it, and its progress into a pipe of
-lines. Its end is seen through SIGCHLD's wake-up descriptor; nothing here sleeps.
+lines. Its end is seen through SIGCHLD's wake-up descriptor; nothing here sleeps but who has killed what it left.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,9 +21,14 @@ from typing import Any
 
 from tasks.engine_limits import NO_LIMITS, EngineLimits
 from tasks.model import Note, Phase
-from utils.process import die_with_parent, join_cgroup
+from tasks.spec import AttemptSpec
+from utils.process import die_with_parent, join_cgroup, kill_all
+
+log = logging.getLogger("engine")
 
 _LINE_LIMIT = 64 * 1024
+_SWEEP_SECONDS = 10.0
+_AGAIN_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +142,17 @@ def _text(value: object, longest: int) -> str:
     if not isinstance(value, str) or not value or not value.isprintable():
         raise ValueError("expected a printable text")  # lone surrogates and control characters are not
     return value[:longest]
+
+
+def kill_engine(folder: Path, marks: Mapping[str, str]) -> bool:
+    """SIGKILL all that the engine of an attempt, below this process, has started; say whether none is left.
+
+    Nor is it said, after a pause, where this process has not what it takes to look, for that must cost no video.
+    """
+    try:
+        cgroup = AttemptSpec.cgroup(folder)
+        return kill_all(below=os.getpid(), marks=dict(marks), deadline=_SWEEP_SECONDS, cgroup=cgroup)
+    except OSError as error:
+        log.error("the engine's processes cannot be looked for: %s", error.strerror)
+        threading.Event().wait(_AGAIN_SECONDS)
+        return False

@@ -148,6 +148,28 @@ def test_all_of_a_silence_counts_but_what_a_look_came_too_late(
     assert 100.0 + looked_after - attempt.sign_of_life == counts
 
 
+def test_a_runner_that_cannot_look_for_its_engine_s_processes_looks_again_and_ends_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory may be short just when an engine ends; a video of hours is not to be made again for that."""
+    outcomes = [OSError(errno.ENOMEM, "Cannot allocate memory"), OSError(errno.ENFILE, "Too many open files"), True]
+
+    def kill(**given: object) -> bool:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr("tasks.engine_process.kill_all", kill)
+    for name in ("_listen", "_beat", "_reap_orphans"):
+        monkeypatch.setattr(Attempt, name, lambda *given: None)
+    monkeypatch.setattr(Attempt, "_ending", lambda attempt, engine, status: status)
+    attempt = Attempt.__new__(Attempt)
+    attempt.spec, attempt.folder = SimpleNamespace(marks={}), tmp_path
+    assert attempt._work(SimpleNamespace(poll=lambda: 7)) == 7
+    assert not outcomes
+
+
 def test_an_engine_that_only_talks_is_stopped_at_its_time(bench: Bench) -> None:
     manager = bench.open("chatter", run_timeout_seconds=0.8, silence_timeout_seconds=5.0)
     task = bench.ended(manager, bench.submit(manager))
