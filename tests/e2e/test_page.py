@@ -532,6 +532,22 @@ def test_what_is_read_on_in_the_list_stays_whatever_answer_was_on_its_way(studio
         assert items.count() == 30
 
 
+def test_a_long_list_stays_whole_when_it_is_read_anew(studio: Studio) -> None:
+    with studio.visit() as guest:
+        answer = listing(studio, 250)
+        guest.page.route("**/api/v1/tasks?*", lambda route: route.fulfill(json=answer(route)))
+        page = guest.open()
+        items = page.locator("#gallery .item")
+        for shown in range(24, 250, 24):
+            items.nth(shown - 1).wait_for()
+            page.click("#history-more")
+        items.nth(249).wait_for()
+        with page.expect_request("**/api/v1/tasks?*limit=50*"):  # what the first two hundred leave
+            pass
+        page.evaluate(SETTLE)
+        assert items.count() == 250
+
+
 def test_an_answer_for_another_filter_or_key_is_not_shown(studio: Studio) -> None:
     with studio.visit() as guest:
         held = Held(guest, "**/api/v1/tasks?*", listing(studio, 30))

@@ -8,6 +8,7 @@ import { errorText } from "./words.js";
 const FILTERS = { all: "", active: "queued,processing", completed: "completed", failed: "failed", cancelled: "cancelled" };
 const FRESH_MS = 3000;
 const STALE_MS = 20000;
+const LARGEST_PAGE = 200; // of the service
 
 const pathOf = (link) => link?.split("?")[0] ?? null;
 
@@ -50,9 +51,22 @@ export class History {
     return this.load();
   }
 
-  /** How many tasks are read at once: the first page, and all that is shown beyond it. */
+  /** How many tasks are read: the first page, and all that is shown beyond it. */
   get most() {
-    return Math.min(200, Math.max(24, this.tasks.size));
+    return Math.max(24, this.tasks.size);
+  }
+
+  /** Read the newest `most` tasks, in as few pages as the service lets. */
+  async newest(most) {
+    const status = FILTERS[this.filter];
+    const found = [];
+    let cursor = null;
+    do {
+      const page = await api.tasks(status, cursor, Math.min(LARGEST_PAGE, most - found.length));
+      found.push(...page.tasks);
+      cursor = page.next_cursor;
+    } while (cursor && found.length < most);
+    return { tasks: found, cursor };
   }
 
   /** Read again what is shown. */
@@ -62,7 +76,7 @@ export class History {
     this.read += 1;
     const turn = this.read;
     try {
-      const { tasks, next_cursor: cursor } = await api.tasks(FILTERS[this.filter], null, most);
+      const { tasks, cursor } = await this.newest(most);
       if (turn !== this.read) return null;
       if (most < this.most) return this.load(); // meanwhile more is shown
       this.cursor = cursor;
