@@ -36,7 +36,8 @@ class TrustedProxies:
             self._told = True
             log.warning(
                 "a request from %s came with X-Forwarded-For, which is not believed; if that is a proxy of yours, name "
-                "it in http.trusted_proxies (AVATAR_HTTP__TRUSTED_PROXIES), or all its clients count as one", peer,
+                "it in http.trusted_proxies (AVATAR_HTTP__TRUSTED_PROXIES), or all its clients count as one",
+                peer or "a socket",
             )  # fmt: skip
         return self._inner(environ, start_response)
 
