@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, insert, select
+from sqlalchemy import Connection, Row, and_, insert, select
 
 from tasks.schema import idempotency_keys
 
@@ -38,22 +38,25 @@ class IdempotencyKey:
 
 def check(db: Connection, tenant: str, key: IdempotencyKey) -> None:
     """Raise AlreadyAccepted or KeyReused where the key was seen."""
-    check_asked(db, tenant, key.key, key.asked)
     seen = find(db, tenant, key.key)
-    if seen is not None:
-        raise AlreadyAccepted(seen.answer) if seen.fingerprint == key.fingerprint else KeyReused
+    if seen is None:
+        return
+    if seen.fingerprint == key.fingerprint or _is_asked_again(seen, key.asked):
+        raise AlreadyAccepted(seen.answer)
+    raise KeyReused
 
 
 def check_asked(db: Connection, tenant: str, key: str, asked: str) -> None:
     """Raise AlreadyAccepted where the key was seen with a request of the same words."""
     seen = find(db, tenant, key)
-    if seen is not None and asked and seen.asked == asked:
+    if seen is not None and _is_asked_again(seen, asked):
         raise AlreadyAccepted(seen.answer)
 
 
 def find(db: Connection, tenant: str, key: str) -> Row[Any] | None:
     """Return the row of a key, None where no request with it was accepted."""
-    return db.execute(select(idempotency_keys).where(_is(tenant, key))).first()
+    same = and_(idempotency_keys.c.tenant == tenant, idempotency_keys.c.key == key)
+    return db.execute(select(idempotency_keys).where(same)).first()
 
 
 def keep(db: Connection, tenant: str, key: IdempotencyKey, task_id: str, answer: str) -> None:
@@ -62,5 +65,5 @@ def keep(db: Connection, tenant: str, key: IdempotencyKey, task_id: str, answer:
     db.execute(insert(idempotency_keys).values(**row, task_id=task_id, answer=answer, expires_at=None))
 
 
-def _is(tenant: str, key: str) -> ColumnElement[bool]:
-    return and_(idempotency_keys.c.tenant == tenant, idempotency_keys.c.key == key)
+def _is_asked_again(seen: Row[Any], asked: str) -> bool:
+    return bool(asked) and seen.asked == asked  # an older release kept no words
