@@ -187,11 +187,15 @@ class Sweeper:
             self._store.state.set(fact, {"ended": _microseconds(last.finish_time), "seq": last.seq})
 
     def _position(self, fact: str) -> tuple[datetime, int] | None:
-        """Return how far a step has come. What was noted under a clock that ran ahead is none: it would pass over all
-        that ends until then."""
+        """Return how far a step has come, None where it has to begin anew.
+
+        So it has where that was noted under a clock that ran ahead: all that ends until then would be passed over.
+        """
         kept = self._store.state.get(fact)
-        ended = _EPOCH + timedelta(microseconds=kept["ended"]) if kept else None
-        return (ended, kept["seq"]) if kept and ended and ended <= self._now() else None
+        if kept is None:
+            return None
+        ended = _EPOCH + timedelta(microseconds=kept["ended"])
+        return (ended, kept["seq"]) if ended <= self._now() else None
 
     def _batches(self, more: Callable[[], list[EndedTask]]) -> Iterator[list[EndedTask]]:
         while not self._stopping.is_set() and (batch := more()):
