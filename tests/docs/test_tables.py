@@ -19,6 +19,7 @@ from tasks.hardware import Hardware
 from tasks.model import TRANSITIONS, ErrorCode, Status
 from tasks.scheduler import LOCK_NAME, why_not_scheduled
 from tests.docs.pages import READMES, blocks, rows, section, text_of
+from tests.tasks.conftest import Notebook
 from utils.gpu import Gpu, GpuProbe, GpuSnapshot
 from utils.process import try_lock
 from web.errors import HTTP
@@ -94,13 +95,6 @@ class _Looked(GpuProbe):
         return self._seen
 
 
-class _State(dict[str, object]):
-    """The service's facts in memory."""
-
-    def set(self, name: str, value: object) -> None:
-        self[name] = value
-
-
 def _reasons(folder: Path) -> list[str]:
     """Return every reason that the code gives for a health that is not good."""
     unscheduled = why_not_scheduled(folder)
@@ -127,7 +121,7 @@ def _reasons(folder: Path) -> list[str]:
 def _warnings() -> list[str]:
     """Return every warning: of a clock that jumps, and of one that is right again."""
     now = [datetime(2026, 1, 1, tzinfo=UTC)]
-    guard = ClockGuard(_State(), lambda: now[0], counted)  # type: ignore[arg-type]
+    guard = ClockGuard(Notebook(), lambda: now[0], counted)
     guard.beat()
     now[0] += 2 * clock.JUMP
     jumped = guard.beat()
