@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+PATIENCE = 60.0
+"""Seconds after which what a test waits for is taken not to come: any process may stand still for some of them."""
 
 # How long an example takes is the machine's affair: other tests run beside it.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -30,14 +30,11 @@ from tasks.retention import Sweeper
 from tasks.spawner import Spawner
 from tasks.store import Store, utc_now
 from tasks.submission import PreparedInput, Submission
-from tests.conftest import NOON, ROOT
+from tests.conftest import NOON, PATIENCE, ROOT
 from utils.media import AudioFacts, ImageFacts
 from utils.process import is_alive, marked
 
 FRAMES, SECONDS = 25, 1.0
-
-PATIENCE = 60.0
-"""Seconds after which what a test waits for is taken not to come: any process may stand still for some of them."""
 
 
 def write_video(path: Path, frames: int = FRAMES, sound: bool = True) -> Path:

@@ -26,8 +26,8 @@ from tasks.scheduler import look_at_office, why_not_scheduled
 from tasks.spec import AttemptSpec
 from tasks.submission import PreparedInput
 from tasks.wake import ring
-from tests.conftest import ROOT
-from tests.tasks.conftest import FRAMES, PATIENCE, Bench, is_gone, wait_until, write_video
+from tests.conftest import PATIENCE, ROOT
+from tests.tasks.conftest import FRAMES, Bench, is_gone, wait_until, write_video
 from utils.media import AudioFacts, ImageFacts
 from utils.process import is_locked, try_lock
 

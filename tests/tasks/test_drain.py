@@ -12,8 +12,8 @@ from app import create_app
 from tasks import drain
 from tasks.model import Event, Facts, LostRace, Status
 from tasks.store import Store
-from tests.conftest import NOON, make_task
-from tests.tasks.conftest import PATIENCE, Bench
+from tests.conftest import NOON, PATIENCE, make_task
+from tests.tasks.conftest import Bench
 
 
 @pytest.fixture

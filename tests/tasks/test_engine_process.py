@@ -11,7 +11,7 @@ import pytest
 
 from tasks.engine_process import EngineProcess, Progress, parse_line
 from tasks.model import Note, Phase
-from tests.tasks.conftest import PATIENCE
+from tests.conftest import PATIENCE
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ import pytest
 from task_manager import TaskManager
 from tasks.launch import Launcher
 from tasks.model import Status
-from tests.conftest import ROOT
-from tests.tasks.conftest import PATIENCE, Bench, wait_until
+from tests.conftest import PATIENCE, ROOT
+from tests.tasks.conftest import Bench, wait_until
 from utils.process import try_lock
 
 

@@ -22,7 +22,8 @@ from tasks.model import Event, Phase, Status
 from tasks.scheduler import LOCK_NAME
 from tasks.schema import tasks
 from tasks.wake import ring
-from tests.tasks.conftest import PATIENCE, Bench, is_gone, wait_until
+from tests.conftest import PATIENCE
+from tests.tasks.conftest import Bench, is_gone, wait_until
 from utils.failpoint import Point
 from utils.process import marked, watch
 

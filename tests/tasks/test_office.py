@@ -18,8 +18,8 @@ import pytest
 from task_manager import TaskManager
 from tasks import office
 from tasks.model import Status
-from tests.conftest import ROOT
-from tests.tasks.conftest import PATIENCE, Bench
+from tests.conftest import PATIENCE, ROOT
+from tests.tasks.conftest import Bench
 
 HOLDER = """
 import sys

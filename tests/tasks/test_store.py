@@ -36,8 +36,8 @@ from tasks.schema import HEAD, metadata, open_database, tasks
 from tasks.store import QueueFull, Store
 from tasks.turns import Backlog
 from tasks.uploads import Upload
-from tests.conftest import NOON, ROOT, make_task
-from tests.tasks.conftest import PATIENCE, Clock
+from tests.conftest import NOON, PATIENCE, ROOT, make_task
+from tests.tasks.conftest import Clock
 from tests.tasks.test_model import VIDEO
 
 CLAIM = Facts(slot="cpu-0", profile="preview_cpu")

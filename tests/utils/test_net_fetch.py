@@ -16,13 +16,12 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import PATIENCE
 from utils.file_handler import StorageFull
 from utils.net import FetchError, FetchPolicy, fetch
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 OK = b"HTTP/1.1 200 OK\r\n"
-PATIENCE = 60.0
-"""Seconds for what takes none but on a machine that stands still."""
 Handler = Callable[[socket.socket], None]
 
 # For the name media.test only, trusted by nothing but these tests.

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import PATIENCE
 from tests.utils.test_net_fetch import (
     CLOSED_ANSWERS,
     DRIPS,
     LOOPBACKS,
     OK,
-    PATIENCE,
     Handler,
     Peer,
     answers,

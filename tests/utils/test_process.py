@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from tests.conftest import PATIENCE
 from utils.process import (
     LINUX,
     boot_id,
@@ -29,7 +30,6 @@ from utils.process import (
     watch,
 )
 
-PATIENCE = 60.0
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 # A shell that starts a sleeper in another session, says its pid and ends, so that the sleeper is an orphan.
 FLEE = (
