@@ -38,7 +38,7 @@ class TrustedProxies:
                 "a request from %s came with X-Forwarded-For, which is not believed; if that is a proxy of yours, name "
                 "it in http.trusted_proxies (AVATAR_HTTP__TRUSTED_PROXIES), or all its clients count as one",
                 peer or "a socket",
-            )  # fmt: skip
+            )
         return self._inner(environ, start_response)
 
     def _trusts(self, peer: str) -> bool:
