@@ -251,7 +251,7 @@ class Settings(BaseSettings):
             for held in [own.data, *([database.resolve()] if database else [])]:
                 if held.is_relative_to(folder.resolve()):
                     raise ValueError(f"inputs.folders: {folder} holds {held}, {_OPEN_TO_ALL}")
-            for kept in (own.uploads, own.tasks, own.results, own.scratch, own.slots):
+            for kept in own.parts:
                 if folder.resolve().is_relative_to(kept):
                     raise ValueError(f"inputs.folders: {folder} is in {kept}, {_OPEN_TO_ALL}")
         return self

@@ -46,6 +46,11 @@ class Folders:
         return self.data / "slots"
 
     @property
+    def parts(self) -> tuple[Path, ...]:
+        """The folders in which the service keeps files; no request may name one of them."""
+        return self.uploads, self.tasks, self.results, self.scratch, self.slots
+
+    @property
     def wake(self) -> Path:
         """The FIFO through which anyone wakes the scheduler."""
         return self.data / "wake"
@@ -94,14 +99,7 @@ class Folders:
     def make(self) -> None:
         """Make what is missing. Raises DataRefused where that cannot be done, or where no result could be published."""
         try:
-            for folder in (
-                self.uploads / "image",
-                self.uploads / "audio",
-                self.tasks,
-                self.results,
-                self.scratch,
-                self.slots,
-            ):
+            for folder in (self.uploads / "image", self.uploads / "audio", *self.parts):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataRefused(
